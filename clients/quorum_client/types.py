@@ -1,0 +1,279 @@
+"""The wire types of Quorum's native routes: what a client sends and what the server answers.
+
+    ScoreRequest   -> POST /score    -> ScoreResponse
+    RankRequest    -> POST /rank     -> RankResponse
+    CompareRequest -> POST /compare  -> CompareResponse
+
+The single source of truth for both sides. Requests refuse unknown fields, so that a misspelt option is an
+error and not silently ignored; responses ignore them, so that an older client can read a newer server.
+Knows no HTTP and no torch.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from quorum_client.modes import Mode
+
+Center = Literal["none", "group", "reference"]
+Truncate = Literal["left", "right", "error"]
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Response(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Message(_Request):
+    """One turn of a dialogue."""
+
+    role: Role
+    content: str
+
+
+Prompt = str | Annotated[list[Message], Field(min_length=1)]
+"""A prompt: one user turn as a string, or a dialogue as messages."""
+
+
+class ScoreItem(_Request):
+    """What is scored: (prompt, response), or text already templated, or token ids. Exactly one of the three.
+
+    `reference` is the reference response of the prompt, for center = "reference".
+    """
+
+    prompt: Prompt | None = None
+    response: str | None = None
+    reference: str | None = None
+    text: str | None = None
+    token_ids: list[Annotated[int, Field(ge=0, strict=True)]] | None = None
+
+    @model_validator(mode="after")
+    def _check_shape(self) -> ScoreItem:
+        pair = self.prompt is not None or self.response is not None
+        given = [pair, self.text is not None, self.token_ids is not None]
+        if sum(given) != 1:
+            raise ValueError("give exactly one of (prompt and response), text, token_ids")
+        if pair and (self.prompt is None or self.response is None):
+            raise ValueError("prompt and response go together")
+        if self.reference is not None and not pair:
+            raise ValueError("reference goes with prompt and response")
+        return self
+
+
+class ScoringOptions(_Request):
+    """Options that every native scoring route takes."""
+
+    ensemble: str | None = Field(None, min_length=1, description="name or name@version; the only one loaded if left out")
+    truncate: Truncate | None = Field(None, description="which end of an over-long prompt is cut; the bundle's if left out")
+
+
+class RewardOptions(ScoringOptions):
+    """How member scores become rewards; the bundle's defaults where left out."""
+
+    mode: Mode | None = None
+    beta: float | None = Field(None, ge=0, allow_inf_nan=False)
+    normalize: bool = Field(True, description="apply each member's calibration: (raw - mean) / scale")
+
+
+class ScoreRequest(RewardOptions):
+    """Body of POST /score."""
+
+    inputs: list[ScoreItem] = Field(min_length=1)
+    center: Center = "none"
+
+
+class RankRequest(RewardOptions):
+    """Body of POST /rank: order the candidates of one prompt."""
+
+    prompt: Prompt
+    candidates: list[str] = Field(min_length=1)
+    reference: str | None = Field(None, description="reference response, for center = reference")
+    center: Center | None = Field(None, description="group if left out; none for a single candidate")
+
+
+class ComparePair(_Request):
+    """One comparison: is response `a` better than response `b`?"""
+
+    prompt: Prompt
+    a: str
+    b: str
+
+
+class CompareRequest(ScoringOptions):
+    """Body of POST /compare: one pair inline, or a list under `pairs`."""
+
+    prompt: Prompt | None = None
+    a: str | None = None
+    b: str | None = None
+    pairs: list[ComparePair] | None = Field(None, min_length=1)
+
+    @model_validator(mode="after")
+    def _check_shape(self) -> CompareRequest:
+        inline = [self.prompt is not None, self.a is not None, self.b is not None]
+        if self.pairs is not None and any(inline):
+            raise ValueError("give either prompt, a and b, or pairs")
+        if self.pairs is None and not all(inline):
+            raise ValueError("prompt, a and b go together (or give pairs)")
+        return self
+
+    def as_pairs(self) -> list[ComparePair]:
+        """The comparisons as a list, whichever way they were given."""
+        if self.pairs is not None:
+            return self.pairs
+        return [ComparePair.model_validate({"prompt": self.prompt, "a": self.a, "b": self.b})]
+
+
+class ItemError(_Response):
+    """Why one item has no score, while its neighbours may have theirs."""
+
+    code: str
+    message: str
+
+
+class ScoreResult(_Response):
+    """One item's score.
+
+    `members` are the K scores after normalisation and centring, in the order of the ensemble's members;
+    `mean`, `std` (ddof = 1; null with one member) and `score` (by the mode) follow from them.
+    All numbers are null where `error` is not.
+    """
+
+    score: float | None = None
+    mean: float | None = None
+    std: float | None = None
+    members: list[float] | None = None
+    num_tokens: int = 0
+    truncated: bool = False
+    error: ItemError | None = None
+
+
+class EnsembleRef(_Response):
+    """The ensemble version that produced an answer."""
+
+    name: str
+    version: str
+
+
+class Usage(_Response):
+    """Tokens submitted, and tokens that the engine computed for them (fewer where work was shared)."""
+
+    prompt_tokens: int
+    computed_tokens: int
+
+
+class ScoreResponse(_Response):
+    """Answer of POST /score. With center other than none the scores are relative to the group or reference."""
+
+    id: str
+    ensemble: EnsembleRef
+    mode: Mode
+    beta: float | None
+    center: Center
+    results: list[ScoreResult]
+    usage: Usage
+
+
+class RankResponse(_Response):
+    """Answer of POST /rank: `order` lists candidate indices from best to worst, those with an error last.
+
+    `best` is the first of `order`.
+    """
+
+    id: str
+    ensemble: EnsembleRef
+    mode: Mode
+    beta: float | None
+    center: Center
+    best: int
+    order: list[int]
+    results: list[ScoreResult]
+    usage: Usage
+
+
+class Margin(_Response):
+    """Margin of a over b: mean and std (ddof = 1; null with one member) over the members."""
+
+    mean: float
+    std: float | None
+
+
+class Comparison(_Response):
+    """P(a beats b) = sigmoid(tau * margin.mean), and each member's margin. Null where `error` is not."""
+
+    probability: float | None = None
+    margin: Margin | None = None
+    members: list[float] | None = None
+    truncated: bool = False
+    error: ItemError | None = None
+
+
+class CompareResponse(Comparison):
+    """Answer of POST /compare for one inline pair."""
+
+    id: str
+    ensemble: EnsembleRef
+    usage: Usage
+
+
+class CompareListResponse(_Response):
+    """Answer of POST /compare for a list under `pairs`."""
+
+    id: str
+    ensemble: EnsembleRef
+    results: list[Comparison]
+    usage: Usage
+
+
+class MemberInfo(_Response):
+    """A member as listed by GET /v1/ensembles."""
+
+    name: str
+    calibration_mean: float
+    calibration_scale: float
+
+
+class EnsembleInfo(_Response):
+    """An ensemble as listed by GET /v1/ensembles."""
+
+    name: str
+    version: str
+    kind: str
+    source: str
+    members: list[MemberInfo]
+    pooling: str
+    max_length: int
+    default_mode: Mode
+    default_beta: float | None
+    pair_temperature: float
+    prompt_fingerprint: str
+    dtype: str
+    device: str
+    attention: str = Field(description="packed, or unpadded where the backbone cannot be packed exactly")
+    metrics: dict[str, Any] = Field(default_factory=dict)
+
+
+class EnsembleList(_Response):
+    """Answer of GET /v1/ensembles."""
+
+    ensembles: list[EnsembleInfo]
+
+
+class ErrorBody(_Response):
+    """The content of every error answer."""
+
+    code: str
+    message: str
+    retryable: bool
+    request_id: str | None = None
+
+
+class ErrorResponse(_Response):
+    """The one shape of every error answer."""
+
+    error: ErrorBody

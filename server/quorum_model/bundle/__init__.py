@@ -1,0 +1,1 @@
+"""An ensemble on disk: manifest, verified reading, atomic writing, model card."""
