@@ -1,0 +1,171 @@
+"""LoRA adapters in PEFT's own format, read and written without building a PEFT model.
+
+    folder (adapter_config.json, adapter_model.safetensors)  <-->  AdapterState
+
+Refuses what the folded layer would not compute exactly. Knows nothing of bundles, members or training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig
+from peft.utils.other import get_pattern_key
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from quorum_model.errors import BundleCorrupt, Unsupported
+
+_PREFIX = "base_model.model."
+_REFUSED = (
+    "use_dora", "lora_bias", "layer_replication", "target_parameters", "trainable_token_indices", "use_qalora",
+    "alora_invocation_tokens", "layers_pattern_replication", "arrow_config",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class LoraWeights:
+    """One module's update `scaling * B A`. a: (r, d_in); b: (d_out, r); both as PEFT stores them."""
+
+    a: Tensor
+    b: Tensor
+    scaling: float
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterState:
+    """An adapter: its updates by module name inside the sequence-classification model, and the saved head, if any."""
+
+    lora: dict[str, LoraWeights]
+    head: dict[str, Tensor] = field(default_factory=dict)
+
+
+def read_adapter(folder: Path) -> AdapterState:
+    """Read a PEFT LoRA adapter.
+
+    Raises:
+        Unsupported: another adapter type, or a LoRA variant that is not exact here.
+        BundleCorrupt: tensors without their partner or of unfitting shape.
+    """
+    config = PeftConfig.from_pretrained(str(folder))
+    _check_config(config, folder)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    pairs: dict[str, dict[str, Tensor]] = {}
+    head: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        name = key.removeprefix(_PREFIX)
+        for part in ("lora_A", "lora_B"):
+            if name.endswith(f".{part}.weight"):
+                pairs.setdefault(name.removesuffix(f".{part}.weight"), {})[part] = tensor
+                break
+        else:
+            if "lora_" in name:
+                raise Unsupported(f"{folder.name}: {name} is a LoRA variant that is not scored exactly here")
+            head[name] = tensor
+    lora = {}
+    for name, pair in sorted(pairs.items()):
+        if len(pair) != 2 or pair["lora_A"].shape[0] != pair["lora_B"].shape[1]:
+            raise BundleCorrupt(f"{folder.name}: lora_A and lora_B of {name} do not fit together")
+        lora[name] = LoraWeights(pair["lora_A"], pair["lora_B"], _scaling(config, name, pair["lora_A"].shape[0]))
+    return AdapterState(lora, head)
+
+
+def _check_config(config: Any, folder: Path) -> None:
+    if not isinstance(config, LoraConfig):
+        raise Unsupported(f"{folder.name}: adapter type {config.peft_type} is not supported, only LoRA")
+    refused = [name for name in _REFUSED if getattr(config, name, None)]
+    if config.bias != "none":
+        refused.append(f"bias={config.bias}")
+    if refused:
+        raise Unsupported(f"{folder.name}: {', '.join(refused)} would not be scored exactly")
+
+
+def _scaling(config: LoraConfig, name: str, rank: int) -> float:
+    alpha = config.lora_alpha
+    if config.alpha_pattern:
+        alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), name), alpha)
+    return float(alpha) / (math.sqrt(rank) if config.use_rslora else rank)
+
+
+def write_adapter(
+    folder: Path, state: AdapterState, *, base_source: str, alpha: float, head_modules: list[str]
+) -> None:
+    """Write an adapter so that `PeftModel.from_pretrained` gives the same scores.
+
+    Args:
+        folder: created; adapter_config.json and adapter_model.safetensors go into it.
+        state: all modules of one rank, and scaling alpha / r.
+        base_source: what `base_model_name_or_path` says.
+        alpha: LoRA's alpha.
+        head_modules: modules of the head (PEFT's modules_to_save); empty for an adapter without a head.
+    """
+    ranks = {weights.a.shape[0] for weights in state.lora.values()}
+    rank = ranks.pop()
+    if ranks or any(not math.isclose(weights.scaling, alpha / rank) for weights in state.lora.values()):
+        raise ValueError("one rank and scaling alpha / rank expected")
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=sorted(state.lora),
+        modules_to_save=head_modules or None,
+        task_type="SEQ_CLS" if head_modules else None,
+        base_model_name_or_path=base_source,
+        inference_mode=True,
+    )
+    folder.mkdir(parents=True)
+    config.save_pretrained(str(folder))
+    tensors: dict[str, Tensor] = {_PREFIX + name: tensor for name, tensor in state.head.items()}
+    for name, weights in state.lora.items():
+        tensors[f"{_PREFIX}{name}.lora_A.weight"] = weights.a
+        tensors[f"{_PREFIX}{name}.lora_B.weight"] = weights.b
+    save_file({key: value.contiguous() for key, value in tensors.items()}, folder / "adapter_model.safetensors",
+              metadata={"format": "pt"})  # fmt: skip
+
+
+def merge_adapter(model: torch.nn.Module, state: AdapterState) -> None:
+    """Add an adapter's updates into the weights of `model`, in place, computed in fp32 or better.
+
+    Raises:
+        BundleCorrupt: a module that the model does not have.
+    """
+    modules = dict(model.named_modules())
+    for name, lora in state.lora.items():
+        if name not in modules:
+            raise BundleCorrupt(f"the adapter updates {name}, which this backbone does not have")
+        weight = modules[name].weight
+        assert isinstance(weight, Tensor)
+        exact = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        update = (lora.b.to(exact) @ lora.a.to(exact)) * lora.scaling
+        if type(modules[name]).__name__ == "Conv1D":
+            update = update.T
+        with torch.no_grad():
+            weight.copy_((weight.to(exact) + update.to(weight.device)).to(weight.dtype))
+
+
+def stack_adapters(states: list[Mapping[str, LoraWeights]], name: str) -> tuple[Tensor, Tensor, Tensor]:
+    """One module's updates of all members, stacked; smaller ranks and absent modules are zeros, which is exact.
+
+    Returns:
+        a (K, d_in, r), b (K, r, d_out), scaling (K,).
+    """
+    present = [state[name] for state in states if name in state]
+    rank = max(weights.a.shape[0] for weights in present)
+    d_in, d_out = present[0].a.shape[1], present[0].b.shape[0]
+    if any(weights.a.shape[1] != d_in or weights.b.shape[0] != d_out for weights in present):
+        raise BundleCorrupt(f"the members' updates of {name} have different shapes")
+    a = present[0].a.new_zeros(len(states), d_in, rank)
+    b = present[0].a.new_zeros(len(states), rank, d_out)
+    scaling = present[0].a.new_ones(len(states))
+    for member, state in enumerate(states):
+        if name in state:
+            weights = state[name]
+            own = weights.a.shape[0]
+            a[member, :, :own] = weights.a.T
+            b[member, :own, :] = weights.b.T
+            scaling[member] = weights.scaling
+    return a, b, scaling

@@ -1,0 +1,215 @@
+"""The ensemble in memory: one backbone, K folded members, their heads; rows of token ids in, raw scores out.
+
+    rows (R x N token-id lists)  --pack-->  body, folded  --pool-->  (K, N, d)  --heads-->  raw scores (K, N)
+
+The same module serves and trains. Where a backbone cannot be packed exactly (attention code of its own), it runs one
+member at a time over unpadded batches of equal length: slower, exact. Knows nothing of files, text or calibration.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from quorum_model.adapters import LoraWeights, stack_adapters
+from quorum_model.backbone import Backbone
+from quorum_model.errors import Unsupported
+from quorum_model.folded import FoldedLinear, expand_before, features_of, fold_into, is_linear, set_only_member
+from quorum_model.heads import StackedHeads
+from quorum_model.packing import ATTENTION_NAME, PACKING_KEYWORD, Packing, Pooling, Rows, pack, pool
+
+logger = logging.getLogger(__name__)
+
+Attention = Literal["packed", "unpadded"]
+
+# Packed and plain hidden states of the same tokens may differ by rounding; sequences that leak into each other differ
+# by the order of the activations themselves. Relative to their norm, per dtype (eager softmax is fp32 even in fp64):
+_PACKING_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
+
+
+class EnsembleModel(nn.Module):
+    """K members over one backbone.
+
+    Args:
+        backbone: as loaded; its model is modified in place.
+        adapters: a mapping of module name to LoRA weights a member, or None where members are heads alone.
+        heads: a head state a member, by names of the sequence-classification model.
+        pooling: which vector of a sequence the head sees.
+
+    Raises:
+        Unsupported: an adapter on a module that is not a linear layer of this backbone.
+        HeadMissing: a member's head is incomplete.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        adapters: list[Mapping[str, LoraWeights]] | None,
+        heads: list[Mapping[str, Tensor]],
+        pooling: Pooling,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.model: nn.Module = backbone.model
+        self.heads = StackedHeads(backbone.head, heads)
+        self.pooling: Pooling = pooling
+        self.num_members = len(heads)
+        parameter = next(backbone.body.parameters())
+        self.heads.to(parameter.device, torch.float64 if parameter.dtype == torch.float64 else torch.float32)
+        self.folded = _fold(backbone, adapters) if adapters is not None else {}
+        if self.folded:
+            set_only_member(self.folded.values(), 0)
+            first = self._first_folded()
+            set_only_member(self.folded.values(), None)
+            expand_before(self.model, first)
+        self.attention: Attention = self._choose_attention()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.backbone.body.parameters()).device
+
+    def forward(self, rows: Rows) -> Tensor:
+        """Raw scores (K, N), before calibration, in the heads' dtype.
+
+        Args:
+            rows: one row of N sequences that every member scores, or K rows, a member's own each.
+        """
+        if len(rows) not in (1, self.num_members):
+            raise ValueError(f"expected 1 or {self.num_members} rows, got {len(rows)}")
+        pooled = self._pooled_packed(rows) if self.attention == "packed" else self._pooled_unpadded(rows)
+        scores: Tensor = self.heads(pooled)
+        return scores
+
+    def member_adapter(self, member: int) -> dict[str, LoraWeights]:
+        """One member's updates, by module name, on the CPU."""
+        adapter = {}
+        for name, layer in self.folded.items():
+            a = layer.a[member].detach().T.contiguous().cpu().clone()
+            b = layer.b[member].detach().T.contiguous().cpu().clone()
+            adapter[name] = LoraWeights(a, b, float(layer.scaling[member]))
+        return adapter
+
+    def _body(self, **inputs: Any) -> Tensor:
+        hidden: Tensor = self.backbone.body(**inputs).last_hidden_state
+        return hidden
+
+    def _pooled_packed(self, rows: Rows) -> Tensor:
+        batch = pack(rows, position_offset=self.backbone.position_offset, device=self.device)
+        hidden = self._body(
+            input_ids=batch.input_ids, position_ids=batch.position_ids, **{PACKING_KEYWORD: batch.packing}
+        )
+        layers = self.backbone.body.config.get_text_config().num_hidden_layers
+        if batch.packing.num_attention_calls != layers:
+            raise RuntimeError(
+                f"packed attention ran {batch.packing.num_attention_calls} times in {layers} layers: sequences may "
+                "have leaked into each other"
+            )
+        expected = self.num_members if self.folded or len(rows) > 1 else 1
+        if hidden.shape[0] != expected:
+            raise RuntimeError(f"hidden states of {hidden.shape[0]} rows where {expected} were expected")
+        return pool(hidden, batch.packing, self.pooling)
+
+    def _pooled_unpadded(self, rows: Rows) -> Tensor:
+        """One member at a time, sequences of equal length together, no padding and so no mask."""
+        members = self.num_members if self.folded or len(rows) > 1 else 1
+        pooled = []
+        for member in range(members):
+            set_only_member(self.folded.values(), member)
+            pooled.append(self._pooled_one(rows[member] if len(rows) > 1 else rows[0]))
+        set_only_member(self.folded.values(), None)
+        return torch.stack(pooled)
+
+    def _pooled_one(self, sequences: Any) -> Tensor:
+        by_length: dict[int, list[int]] = defaultdict(list)
+        for index, sequence in enumerate(sequences):
+            by_length[len(sequence)].append(index)
+        order, vectors = [], []
+        for length, indices in by_length.items():
+            ids = torch.tensor([list(sequences[index]) for index in indices], device=self.device)
+            hidden = self._body(input_ids=ids)
+            vectors.append(pool(hidden, Packing([[length]] * len(indices)), self.pooling)[:, 0])
+            order += indices
+        inverse = torch.empty(len(order), dtype=torch.int64)
+        inverse[torch.tensor(order)] = torch.arange(len(order))
+        return torch.cat(vectors)[inverse.to(self.device)]
+
+    def _probe_row(self) -> list[list[int]]:
+        """Three short sequences of ordinary token ids."""
+        vocab = self.backbone.vocab_size
+        return [[(7 * step + 11 * length) % vocab for step in range(length)] for length in (5, 9, 3)]
+
+    def _first_folded(self) -> str:
+        """The folded layer that runs first (definition order can differ from execution order)."""
+        ran: list[str] = []
+        hooks = [
+            layer.register_forward_pre_hook(lambda _m, _a, name=name: ran.append(name))
+            for name, layer in self.folded.items()
+        ]
+        with torch.no_grad():
+            self._body(input_ids=torch.tensor([self._probe_row()[0]], device=self.device))
+        for hook in hooks:
+            hook.remove()
+        if not ran:
+            raise Unsupported("no adapted layer is part of the forward pass")
+        return ran[0]
+
+    def _choose_attention(self) -> Attention:
+        """Packed where that is exact, tried and not believed: some backbones ignore the attention they are given."""
+        reason = self._pack_or_reason()
+        if reason is None:
+            return "packed"
+        logger.warning("this backbone runs unpadded, one member at a time (slower, exact): %s", reason)
+        return "unpadded"
+
+    def _pack_or_reason(self) -> str | None:
+        body = self.backbone.body
+        if not type(body)._can_set_attn_implementation():
+            return f"{type(body).__name__} has attention code of its own"
+        row = self._probe_row()
+        before = self.model.config._attn_implementation
+        # Eager is the oracle: sdpa swallows Gemma 2's softcap.
+        self.backbone.model.set_attn_implementation("eager")
+        with torch.no_grad():
+            plain = self._pooled_unpadded([row])
+            self.backbone.model.set_attn_implementation(ATTENTION_NAME)
+            try:
+                packed = self._pooled_packed([row])
+            except (RuntimeError, TypeError, ValueError, IndexError) as error:
+                self.backbone.model.set_attn_implementation(before)
+                return f"packed attention failed: {error}"
+        difference = float((packed - plain).norm() / plain.norm())
+        if difference <= _PACKING_TOLERANCE[body.dtype]:
+            return None
+        self.backbone.model.set_attn_implementation(before)
+        return f"packed and plain hidden states differ by {difference:.2g} of their norm"
+
+
+def _fold(backbone: Backbone, adapters: list[Mapping[str, LoraWeights]]) -> dict[str, FoldedLinear]:
+    modules = dict(backbone.model.named_modules())
+    layers = {}
+    for name in sorted({name for adapter in adapters for name in adapter}):
+        if name not in modules or not is_linear(modules[name]):
+            raise Unsupported(f"the adapter updates {name}, which is no linear layer of this backbone")
+        if not name.startswith(f"{backbone.body_prefix}."):
+            raise Unsupported(f"the adapter updates {name}, which is part of the head")
+        base = modules[name]
+        a, b, scaling = stack_adapters(adapters, name)
+        if (a.shape[1], b.shape[2]) != features_of(base):
+            raise Unsupported(f"the adapter of {name} is for another shape than this backbone's")
+        weight = base.weight
+        assert isinstance(weight, Tensor)
+        layers[name] = FoldedLinear(*_place(base, weight, a, b, scaling))
+    fold_into(backbone.model, layers)
+    return layers
+
+
+def _place(
+    base: nn.Module, like: Tensor, a: Tensor, b: Tensor, scaling: Tensor
+) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
+    return base, a.to(like), b.to(like), scaling.to(like)

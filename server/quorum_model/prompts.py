@@ -1,0 +1,232 @@
+"""From an item on the wire to the token ids that the backbone sees.
+
+    ScoreItem  --chat template-->  text  --tokenizer-->  ids  --BOS and EOS exactly once, cut to length-->  EncodedItem
+
+One mechanism for every backbone: a Jinja chat template (the backbone's own, or ours where it has none). Knows nothing
+of weights, members or HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+
+from quorum_client.types import Message, ScoreItem, Truncate
+from quorum_model.backbone import load_tokenizer, resolve_backbone
+from quorum_model.bundle.manifest import PromptFormat, fingerprint_of
+from quorum_model.bundle.read import Bundle
+from quorum_model.errors import ItemRejected
+
+PLAIN_TEMPLATE = (
+    "{% set names = {'system': 'System', 'user': 'Human', 'assistant': 'Assistant', 'tool': 'Tool'} %}"
+    "{% for message in messages %}"
+    "{{ '' if loop.first else '\n\n' }}{{ names[message['role']] }}: {{ message['content'] }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\n\nAssistant: ' }}{% endif %}"
+)
+"""The format of backbones without a chat template: `Human: …`, blank line, `Assistant: …`."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedItem:
+    """One sequence for the engine. ids: with BOS and EOS. truncated: whether anything was cut."""
+
+    ids: list[int]
+    truncated: bool
+
+
+def default_prompt_format(tokenizer: Any, *, is_decoder: bool) -> tuple[PromptFormat, list[int], list[int]]:
+    """The prompt format of a new ensemble: the tokenizer's own template and special tokens, else the plain one.
+
+    A decoder under the plain template is closed by EOS where its tokenizer adds none, so that the pooled last token is
+    the same for every text.
+
+    Returns:
+        (format, bos_ids, eos_ids).
+    """
+    bos_ids, eos_ids = special_ids(tokenizer)
+    template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else PLAIN_TEMPLATE
+    origin = "tokenizer" if template is tokenizer.chat_template else "plain"
+    if is_decoder and origin == "plain" and not eos_ids and tokenizer.eos_token_id is not None:
+        eos_ids = [int(tokenizer.eos_token_id)]
+    fingerprint = fingerprint_of(template, bos_ids, eos_ids)
+    return PromptFormat(template=template, origin=origin, fingerprint=fingerprint), bos_ids, eos_ids
+
+
+def special_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The ids that the tokenizer itself puts before and after a text: ([CLS], [SEP]), ([BOS], []), ([], [])."""
+    inner = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a", add_special_tokens=True)["input_ids"]
+    for start in range(len(whole) - len(inner) + 1):
+        if whole[start : start + len(inner)] == inner:
+            return whole[:start], whole[start + len(inner) :]
+    raise ValueError("the tokenizer changes a text's own tokens when it adds special ones")
+
+
+class PromptEncoder:
+    """Encodes items in one prompt format.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        template: chat template in Jinja.
+        bos_ids: ids that open every sequence, exactly once, whether or not the template writes them.
+        eos_ids: ids that close every sequence, exactly once.
+        max_length: tokens a sequence may have, special ones included.
+        truncation: which end is cut where an item does not say.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        template: str,
+        bos_ids: Sequence[int],
+        eos_ids: Sequence[int],
+        max_length: int,
+        truncation: Truncate = "left",
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._tokenizer.model_max_length = 1 << 30  # lengths are ours to watch; silences its warning
+        self._template = template
+        self._bos = list(bos_ids)
+        self._eos = list(eos_ids)
+        self._budget = max_length - len(self._bos) - len(self._eos)
+        self._max_length = max_length
+        self._truncation = truncation
+        self._vocab_size = len(tokenizer)
+
+    def encode(self, item: ScoreItem, truncate: Truncate | None = None) -> EncodedItem:
+        """Token ids of an item.
+
+        (prompt, response): where it is too long, the prompt is cut first, at its left or right end; only when nothing
+        of it is left is the response cut, at the same end. text and token ids are cut as one piece. Token ids are
+        taken as they are, special ones included.
+
+        Args:
+            item: what to encode.
+            truncate: which end to cut, or "error"; None takes the default.
+
+        Raises:
+            ItemRejected: blank text, a lone surrogate, ids out of range, a dialogue that the template refuses, or too
+                long where truncate is "error".
+        """
+        side = truncate or self._truncation
+        if item.token_ids is not None:
+            return self._finish(self._checked_ids(item.token_ids), 0, side, only_given_specials=True)
+        if item.text is not None:
+            _check_text(item.text)
+            return self._finish(self._tokenize(item.text), 0, side)
+        assert item.prompt is not None
+        assert item.response is not None
+        return self._encode_pair(item.prompt, item.response, side)
+
+    def encode_pair(self, prompt: str | list[Message], response: str) -> EncodedItem:
+        """Token ids of (prompt, response); see `encode`."""
+        return self._encode_pair(prompt, response, self._truncation)
+
+    def _encode_pair(self, prompt: str | list[Message], response: str, side: Truncate) -> EncodedItem:
+        turns = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
+        _check_text("".join(turn.content for turn in turns), "prompt")
+        _check_text(response, "response")
+        messages = [turn.model_dump() for turn in turns]
+        text = self._render([*messages, {"role": "assistant", "content": response}])
+        ids = self._tokenize(text)
+        num_prompt = 0
+        if len(self._without_specials(ids)) > self._budget:
+            num_prompt = self._count_prompt_tokens(text, messages, response)
+        return self._finish(ids, num_prompt, side)
+
+    def _render(self, messages: list[dict[str, str]]) -> str:
+        try:
+            text: str = self._tokenizer.apply_chat_template(messages, chat_template=self._template, tokenize=False)
+        except jinja2.TemplateError as error:
+            raise ItemRejected("dialogue_refused", f"the chat template refuses this dialogue: {error}") from error
+        return text
+
+    def _tokenize(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _count_prompt_tokens(self, text: str, messages: list[dict[str, str]], response: str) -> int:
+        """How many of the text's tokens lie before the response and the header that announces it."""
+        prompt_text = self._render(messages)
+        if text.startswith(prompt_text):
+            boundary = len(prompt_text)
+        else:  # the template closes or rewrites the last turn: take the response's own place
+            boundary = max(text.rfind(response.strip()), 0)
+        offsets = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        count = sum(1 for start, _ in offsets if start < boundary)
+        opening = self._bos and self._tokenize(text)[: len(self._bos)] == self._bos
+        return max(count - (len(self._bos) if opening else 0), 0)
+
+    def _checked_ids(self, ids: list[int]) -> list[int]:
+        if not ids:
+            raise ItemRejected("empty_text", "token_ids is empty")
+        if max(ids) >= self._vocab_size:
+            raise ItemRejected("token_id_out_of_range", f"token ids must be below {self._vocab_size}")
+        return ids
+
+    def _without_specials(self, ids: list[int]) -> list[int]:
+        if self._bos and ids[: len(self._bos)] == self._bos:
+            ids = ids[len(self._bos) :]
+        if self._eos and ids[-len(self._eos) :] == self._eos:
+            ids = ids[: -len(self._eos)]
+        return ids
+
+    def _finish(
+        self, ids: list[int], num_prompt: int, side: Truncate, *, only_given_specials: bool = False
+    ) -> EncodedItem:
+        inner = self._without_specials(ids)
+        has_bos = bool(self._bos) and ids[: len(self._bos)] == self._bos
+        has_eos = bool(self._eos) and ids[-len(self._eos) :] == self._eos
+        bos = self._bos if has_bos or not only_given_specials else []
+        eos = self._eos if has_eos or not only_given_specials else []
+        budget = self._max_length - len(bos) - len(eos)
+        truncated = len(inner) > budget
+        if truncated and side == "error":
+            raise ItemRejected(
+                "too_long", f"{len(inner) + len(bos) + len(eos)} tokens exceed the maximum of {self._max_length}"
+            )
+        kept = _cut(inner, num_prompt, budget, side) if truncated else inner
+        result = [*bos, *kept, *eos]
+        if not result:
+            raise ItemRejected("empty_text", "the text has no tokens")
+        return EncodedItem(result, truncated)
+
+
+def _cut(ids: list[int], num_prompt: int, budget: int, side: Truncate) -> list[int]:
+    """Cut to `budget` ids: the first `num_prompt` give way first; then the rest, at the same end."""
+    prompt, rest = ids[:num_prompt], ids[num_prompt:]
+    room = budget - len(rest)
+    if room >= 0:
+        kept = prompt[len(prompt) - room :] if side == "left" else prompt[:room]
+        return kept + rest
+    return rest[-budget:] if side == "left" else rest[:budget]
+
+
+def _check_text(text: str, what: str = "text") -> None:
+    if not text.strip():
+        raise ItemRejected("empty_text", f"the {what} is empty or blank")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ItemRejected("invalid_unicode", f"the {what} holds a lone surrogate, which is no character") from error
+
+
+def load_prompt_encoder(bundle: Bundle) -> PromptEncoder:
+    """The encoder of a bundle: its backbone's tokenizer under the manifest's prompt format; loads no weights."""
+    manifest = bundle.manifest
+    folder = resolve_backbone(
+        manifest.backbone.source, revision=manifest.backbone.revision, bundle_path=bundle.path
+    )
+    return PromptEncoder(
+        load_tokenizer(folder),
+        template=manifest.prompt_format.template,
+        bos_ids=manifest.bos_ids,
+        eos_ids=manifest.eos_ids,
+        max_length=manifest.max_length,
+        truncation=manifest.truncation,
+    )
