@@ -12,7 +12,8 @@
     ├── NotReady            503  not_ready             no engine can answer now
     ├── DeadlineExceeded    504  deadline_exceeded     the caller's deadline passed
     ├── ConnectionFailed    -    connection_failed     client side: the server could not be reached
-    └── UnexpectedResponse  -    unexpected_response   client side: the answer is not Quorum's
+    ├── UnexpectedResponse  -    unexpected_response   client side: the answer is not Quorum's
+    └── MissingExtra        -    missing_extra         client side: a package of an optional extra is not installed
 
 The same `code` is the field on the wire, the metric label, and what the client maps back to a class.
 This module knows neither HTTP frameworks nor torch.
@@ -34,9 +35,7 @@ class QuorumError(Exception):
     status: int = 500
     retryable: bool = False
 
-    def __init__(
-        self, message: str, *, request_id: str | None = None, retry_after_s: float | None = None
-    ) -> None:
+    def __init__(self, message: str, *, request_id: str | None = None, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.request_id = request_id
@@ -129,6 +128,12 @@ class UnexpectedResponse(QuorumError):
 
     code = "unexpected_response"
     status = 502
+
+
+class MissingExtra(QuorumError):
+    """Client side: what was asked needs an extra of the distribution that is not installed here."""
+
+    code = "missing_extra"
 
 
 _WIRE_ERRORS: tuple[type[QuorumError], ...] = (

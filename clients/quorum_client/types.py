@@ -69,8 +69,12 @@ class ScoreItem(_Request):
 class ScoringOptions(_Request):
     """Options that every native scoring route takes."""
 
-    ensemble: str | None = Field(None, min_length=1, description="name or name@version; the only one loaded if left out")
-    truncate: Truncate | None = Field(None, description="which end of an over-long prompt is cut; the bundle's if left out")
+    ensemble: str | None = Field(
+        None, min_length=1, description="name or name@version; the only one loaded if left out"
+    )
+    truncate: Truncate | None = Field(
+        None, description="which end of an over-long prompt is cut; the bundle's if left out"
+    )
 
 
 class RewardOptions(ScoringOptions):
