@@ -101,11 +101,18 @@ def _post(
     return Call("POST", path, answer_type, request.model_dump_json(exclude_none=True).encode(), verify)
 
 
+def make_score_request(
+    inputs: Sequence[ScoreItem | Mapping[str, object]], center: Center, options: RewardKwargs
+) -> ScoreRequest:
+    """The body of POST /score. Raises: InvalidRequest: an input or option has a wrong shape or value."""
+    return _validated(ScoreRequest, {"inputs": _plain(inputs), "center": center, **options})
+
+
 def score_call(
     inputs: Sequence[ScoreItem | Mapping[str, object]], center: Center, options: RewardKwargs
 ) -> Call[ScoreResponse]:
-    """POST /score. Raises: InvalidRequest: an input or option has a wrong shape or value."""
-    request = _validated(ScoreRequest, {"inputs": _plain(inputs), "center": center, **options})
+    """POST /score; raises as `make_score_request`."""
+    request = make_score_request(inputs, center, options)
     return _post("/score", request, ScoreResponse, lambda answer: len(answer.results) == len(request.inputs))
 
 

@@ -27,7 +27,8 @@ class _Request(BaseModel):
 
 
 class _Response(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    # No NaN or infinity on either side: a score that is not a number is an item's `error`, never a number.
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
 
 class Message(_Request):

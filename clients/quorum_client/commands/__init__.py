@@ -1,0 +1,1 @@
+"""Subcommands of `quorum` that need nothing but the client."""
