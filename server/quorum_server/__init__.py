@@ -1,0 +1,1 @@
+"""The service: HTTP, admission, batching and the engine process. Knows nothing of training."""

@@ -1,0 +1,164 @@
+"""`quorum serve`: settings, logging, the socket, uvicorn, and what is printed.
+
+    flags, QUORUM_*  -->  Settings  -->  application on a socket  -->  exit status
+
+Knows nothing of scoring.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import logging.config
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+import uvicorn
+from pydantic import ValidationError
+
+from quorum_client.errors import QuorumError
+from quorum_server.app import create_app
+from quorum_server.registry import Ensemble
+from quorum_server.runtime import Engine, Runtime
+from quorum_server.settings import Settings
+
+EXAMPLE = {
+    "inputs": [
+        {
+            "prompt": "How long do I boil an egg?",
+            "response": "About eight minutes for a firm yolk, six for a soft one. Then put it into cold water.",
+        },
+        {"prompt": "How long do I boil an egg?", "response": "Why would I know? Ask someone else."},
+    ]
+}
+"""What the printed curl line scores."""
+
+
+def serve(
+    bundle: Annotated[str | None, typer.Option(help="A folder, a hub id, or default.", show_default="default")] = None,
+    host: Annotated[str | None, typer.Option(show_default="127.0.0.1")] = None,
+    port: Annotated[int | None, typer.Option(help="0 takes a free one.", show_default="8000")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N.", show_default="auto")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float64.", show_default="auto")] = None,
+    token_budget: Annotated[
+        int | None, typer.Option(help="Most tokens in one pass of the engine.", show_default="8192")
+    ] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning, error.", show_default="info")] = None,
+) -> None:
+    """Serve an ensemble over HTTP.
+
+    Each option, and each other setting of the server, is also an environment variable: QUORUM_PORT and so on; a flag
+    beats it.
+    """
+    flags = {
+        "bundle": bundle,
+        "host": host,
+        "port": port,
+        "device": device,
+        "dtype": dtype,
+        "token_budget": token_budget,
+        "log_level": log_level,
+    }
+    try:
+        given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
+        settings = Settings(**given)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}" for problem in error.errors()
+        )
+        raise typer.BadParameter(problems) from error
+    configure_logging(settings.log_level)
+    raise typer.Exit(run(settings))
+
+
+def configure_logging(level: str) -> None:
+    """Log to standard error, one line a record; no library of this project does this for itself."""
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
+            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+            "root": {"level": level.upper(), "handlers": ["stderr"]},
+            # Each request to a model hub is news to nobody.
+            "loggers": {"httpx": {"level": "WARNING"}},
+        }
+    )
+
+
+def run(settings: Settings, engine: Engine | None = None) -> int:
+    """Serve until SIGTERM or SIGINT.
+
+    Args:
+        settings: see `Settings`.
+        engine: see `create_app`.
+
+    Returns:
+        The exit status: 0 after a signal, 1 where the address is taken or the ensemble cannot be loaded.
+    """
+    try:
+        listener = _listen(settings.host, settings.port)
+    except OSError as error:
+        print(f"error: cannot listen on {settings.host}:{settings.port}: {error.strerror}", file=sys.stderr)
+        return 1
+    app = create_app(settings, engine)
+    config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=settings.shutdown_grace_s)
+    return asyncio.run(_serve(uvicorn.Server(config), app.state.runtime, listener))
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=2048)
+
+
+async def _serve(server: uvicorn.Server, runtime: Runtime, listener: socket.socket) -> int:
+    # uvicorn raises the signal that ended it once more under the handlers it found. Under Python's own, a SIGTERM
+    # would then kill this process, after an orderly shutdown, with a status that is not 0.
+    restore = _handle_signals(lambda: setattr(server, "should_exit", True))
+    address = listener.getsockname()
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    loading = asyncio.create_task(runtime.wait_loaded())
+    try:
+        await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
+        if loading.done():
+            print(welcome(loading.result(), address[0], address[1]), flush=True)
+        await serving
+    except QuorumError as error:
+        print(f"error: {error.code}: {error.message}", file=sys.stderr, flush=True)
+        server.should_exit = True
+        await serving
+        return 1
+    finally:
+        loading.cancel()
+        restore()
+    return 0
+
+
+def _handle_signals(stop: Callable[[], None]) -> Callable[[], None]:
+    """Let SIGINT and SIGTERM call `stop`; returns what undoes it."""
+    old = {number: signal.signal(number, lambda *_: stop()) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+    return restore
+
+
+def welcome(ensemble: Ensemble, host: str, port: int) -> str:
+    """What a ready server prints: its address, and a curl line that works as it stands."""
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared with, not bound to
+    url = f"http://{f'[{reachable}]' if ':' in reachable else reachable}:{port}"
+    loaded = ensemble.loaded
+    return (
+        f"Quorum serves '{ensemble.name}' (version {ensemble.version}, {ensemble.manifest.kind}, "
+        f"{loaded.num_members} members, {loaded.dtype} on {loaded.device}, {loaded.attention}) at {url}\n"
+        f"Documentation: {url}/docs\n"
+        f"Try it:\n"
+        f"curl -s {url}/score -d '{json.dumps(EXAMPLE)}'"
+    )

@@ -1,0 +1,1 @@
+"""The engine's child process and the messages that cross to it."""

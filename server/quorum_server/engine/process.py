@@ -1,0 +1,180 @@
+"""The server's handle on its engine process: start it, talk to it without blocking, notice its death.
+
+    load(), score()  --sender thread-->  child process  --reader thread-->  asyncio futures
+
+Nothing here blocks the event loop: a full pipe holds up the sender thread, a slow pass holds up a future. Knows nothing
+of queues, text or HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import multiprocessing
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+
+from quorum_client.errors import InternalError, NotReady, QuorumError
+from quorum_model.errors import BundleError
+from quorum_server.engine.messages import Answer, Failed, Load, Loaded, Request, Score, Scores, TokenIds
+from quorum_server.engine.worker import run_engine
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_LOADER = "quorum_model.member_scorer:load_member_scorer"
+_STOP_TIMEOUT_S = 5.0
+
+
+class EngineProcess:
+    """One engine in a child process.
+
+    Args:
+        loader: `module:function` that loads a scorer inside the child; see `load_member_scorer`.
+        num_threads: CPU threads of the child; None leaves torch its choice.
+    """
+
+    def __init__(self, *, loader: str = DEFAULT_LOADER, num_threads: int | None = None) -> None:
+        self._loader = loader
+        self._num_threads = num_threads
+        self._job_ids = itertools.count()
+        self._waiting: dict[int, asyncio.Future[Answer]] = {}
+        self._sender = ThreadPoolExecutor(1, thread_name_prefix="engine-sender")
+        self._process: SpawnProcess | None = None
+        self._connection: Connection[Request, Answer] | None = None
+        self._reader: threading.Thread | None = None
+        self._is_alive = False
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the child runs and can be spoken to."""
+        return self._is_alive
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id; None before `start`."""
+        return self._process.pid if self._process else None
+
+    async def start(self) -> None:
+        """Start the child; it holds no ensemble yet."""
+        # spawn: a forked copy of a process with threads and a CUDA context is not safe to use.
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(
+            target=run_engine, args=(theirs, self._loader, self._num_threads), name="quorum-engine", daemon=True
+        )
+        await asyncio.to_thread(process.start)
+        theirs.close()  # so that the child's end is the last one, and its death is an end of file here
+        self._process, self._connection, self._is_alive = process, ours, True
+        self._reader = threading.Thread(
+            target=_read_answers,
+            args=(ours, asyncio.get_running_loop(), self._deliver, self._mark_dead),
+            name="engine-reader",
+            daemon=True,
+        )
+        self._reader.start()
+
+    async def load(self, path: Path, *, device: str, dtype: str, token_budget: int) -> Loaded:
+        """Load a bundle in the child and run its self-test.
+
+        Raises:
+            BundleError: the bundle cannot be used, with the code of the reason.
+            NotReady: the child is dead.
+        """
+        job_id = next(self._job_ids)
+        answer = await self._ask(Load(job_id, str(path), device, dtype, token_budget))
+        assert isinstance(answer, Loaded)
+        return answer
+
+    async def score(self, version: str, sequences: Sequence[TokenIds]) -> Scores:
+        """Raw scores of B >= 1 sequences.
+
+        Raises:
+            InternalError: the engine failed at these sequences.
+            NotReady: the child is dead, or died of them.
+        """
+        answer = await self._ask(Score.pack(next(self._job_ids), version, sequences))
+        assert isinstance(answer, Scores)
+        return answer
+
+    async def stop(self) -> None:
+        """End the child; whatever still waits for it fails with NotReady."""
+        process, connection, reader = self._process, self._connection, self._reader
+        if process is None or connection is None or reader is None:
+            return
+        process.terminate()  # it holds nothing that needs saving
+        await asyncio.to_thread(process.join, _STOP_TIMEOUT_S)
+        if process.is_alive():
+            process.kill()
+            await asyncio.to_thread(process.join)
+        await asyncio.to_thread(reader.join)
+        self._mark_dead()
+        self._sender.shutdown()
+        connection.close()
+        process.close()
+        self._process = self._connection = self._reader = None
+
+    async def _ask(self, request: Request) -> Answer:
+        if not self._is_alive or self._connection is None:
+            raise NotReady("the engine is not running")
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Answer] = loop.create_future()
+        self._waiting[request.job_id] = future
+        try:
+            # One sender thread: messages leave whole and in order, however many callers there are.
+            await loop.run_in_executor(self._sender, _send, self._connection, request)
+            answer = await future
+        finally:
+            self._waiting.pop(request.job_id, None)
+        if isinstance(answer, Failed):
+            raise _error_of(answer, request)
+        return answer
+
+    def _deliver(self, answer: Answer) -> None:
+        future = self._waiting.get(answer.job_id)
+        if future is not None and not future.done():
+            future.set_result(answer)
+
+    def _mark_dead(self) -> None:
+        if self._is_alive:
+            self._is_alive = False
+            logger.warning("the engine process has ended")
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(NotReady("the engine process ended before it answered"))
+
+
+def _send(connection: Connection[Request, Answer], request: Request) -> None:
+    # A child that died is the reader's to notice: it fails every future at once.
+    with contextlib.suppress(OSError):
+        connection.send(request)
+
+
+def _read_answers(
+    connection: Connection[Request, Answer],
+    loop: asyncio.AbstractEventLoop,
+    deliver: Callable[[Answer], None],
+    mark_dead: Callable[[], None],
+) -> None:
+    """Hand the child's answers to the event loop until the child ends (the reader thread)."""
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        try:
+            while True:
+                loop.call_soon_threadsafe(deliver, connection.recv())
+        except (EOFError, OSError):
+            loop.call_soon_threadsafe(mark_dead)
+
+
+def _error_of(answer: Failed, request: Request) -> QuorumError:
+    if answer.code == InternalError.code:
+        return InternalError(answer.message)
+    if isinstance(request, Load):
+        error = BundleError(answer.message)
+        error.code = answer.code
+        return error
+    return InternalError(f"{answer.code}: {answer.message}")

@@ -1,0 +1,54 @@
+"""What the endpoints get from outside their body: the service, the registry, the call's id and deadline.
+
+Knows nothing of what the endpoints do with them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends, Header, Request
+
+from quorum_server.registry import Registry
+from quorum_server.runtime import Runtime
+from quorum_server.service import Call, ScoringService
+
+_MAX_TIMEOUT_MS = 24 * 3600 * 1000
+
+
+def _get_runtime(request: Request) -> Runtime:
+    runtime: Runtime = request.app.state.runtime
+    return runtime
+
+
+RuntimeDep = Annotated[Runtime, Depends(_get_runtime)]
+
+
+def _get_service(runtime: RuntimeDep) -> ScoringService:
+    """The service, where an engine is there to answer.
+
+    Raises:
+        NotReady: there is none.
+    """
+    runtime.check_ready()
+    return runtime.service
+
+
+def _get_registry(runtime: RuntimeDep) -> Registry:
+    return runtime.registry
+
+
+def _get_call(
+    request: Request,
+    x_quorum_timeout_ms: Annotated[
+        int | None,
+        Header(ge=0, le=_MAX_TIMEOUT_MS, description="milliseconds from arrival until the answer is of no use: 504"),
+    ] = None,
+) -> Call:
+    deadline_s = None if x_quorum_timeout_ms is None else request.state.arrived_s + x_quorum_timeout_ms / 1000
+    return Call(request.state.request_id, deadline_s)
+
+
+ServiceDep = Annotated[ScoringService, Depends(_get_service)]
+RegistryDep = Annotated[Registry, Depends(_get_registry)]
+CallDep = Annotated[Call, Depends(_get_call)]

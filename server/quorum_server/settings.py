@@ -1,0 +1,43 @@
+"""Every setting of the server, with its default: the only reader of `QUORUM_*` variables.
+
+    flags > environment > defaults  -->  Settings  -->  plain arguments of the classes that need them
+
+Built in `quorum_server.command` alone. Knows nothing of what the values are used for.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+class Settings(BaseSettings):
+    """Settings of one server; each field is also an environment variable, `QUORUM_` and its name in capitals."""
+
+    model_config = SettingsConfigDict(env_prefix="QUORUM_", frozen=True, extra="forbid")
+
+    bundle: str = Field("default", description="a folder, a hub id, or default")
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535, description="0 takes a free one")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N")
+    dtype: str = Field("auto", description="auto, float32, bfloat16, float64")
+    token_budget: int = Field(8192, ge=1, description="most tokens in one pass of the engine")
+    max_queued_tokens: int = Field(
+        2_097_152, ge=1, description="most tokens accepted and not yet scored: 4,096 items of 512 tokens"
+    )
+    max_body_bytes: int = Field(8 * 1024 * 1024, ge=1)
+    max_items: int = Field(4096, ge=1, description="most inputs, candidates or pairs in one request")
+    max_text_chars: int = Field(
+        16 * 1024 * 1024,
+        ge=1,
+        description="most characters to tokenise for one request, shared prompts counted each time",
+    )
+    tokenizer_threads: int = Field(min(8, os.cpu_count() or 1), ge=1)
+    engine_threads: int | None = Field(None, ge=1, description="CPU threads of the engine; torch's own choice if unset")
+    shutdown_grace_s: int = Field(30, ge=0, description="how long requests under way may take to finish at shutdown")
+    log_level: LogLevel = "info"

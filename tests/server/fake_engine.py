@@ -1,0 +1,103 @@
+"""Engines without a model: scores that are simple arithmetic on the token ids, so that tests can predict them.
+
+`FakeEngine` lives in the test's own process; `load_fake_scorer` is a loader for the real child process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quorum_model.bundle.read import read_bundle
+from quorum_server.engine.messages import Loaded, Scores, TokenIds
+
+CRASH_ID = 5
+"""A token id at which the fake scorer ends its process, as a segmentation fault would."""
+RAISE_ID = 6
+"""A token id at which the fake scorer raises."""
+NAN_ID = 7
+"""A token id that makes the first member's score NaN."""
+
+
+def fake_raw(sequences: Sequence[Sequence[int]], num_members: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """raw[k, b] = (k + 1) * sum(ids of b) mod 97, shape (K, B): each member and each sequence has its own number."""
+    raw = np.array(
+        [[(k + 1) * sum(int(i) for i in ids) % 97 for ids in sequences] for k in range(num_members)], dtype=np.float32
+    )
+    for column, ids in enumerate(sequences):
+        if NAN_ID in ids:
+            raw[0, column] = np.nan
+    return raw
+
+
+class FakeEngine:
+    """An engine of the test's own process, which records its passes and can be held or made to fail."""
+
+    def __init__(self, num_members: int = 3) -> None:
+        self.num_members = num_members
+        self.passes: list[list[list[int]]] = []
+        self.versions: list[str] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.has_begun = asyncio.Event()
+        self.error: Exception | None = None
+        self.is_alive = False
+
+    async def start(self) -> None:
+        self.is_alive = True
+
+    async def stop(self) -> None:
+        self.is_alive = False
+
+    async def load(self, path: Path, *, device: str, dtype: str, token_budget: int) -> Loaded:
+        bundle = read_bundle(path)
+        self.num_members = len(bundle.manifest.members)
+        return Loaded(0, bundle.version, self.num_members, "cpu", "float32", "packed")
+
+    async def score(self, version: str, sequences: Sequence[TokenIds]) -> Scores:
+        ids = [sequence.tolist() for sequence in sequences]
+        self.passes.append(ids)
+        self.versions.append(version)
+        self.has_begun.set()
+        await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        return Scores(0, fake_raw(ids, self.num_members), sum(map(len, ids)))
+
+
+@dataclass
+class _RawScores:
+    raw: np.ndarray[Any, np.dtype[np.float32]]
+    computed_tokens: int
+
+
+class FakeScorer:
+    """What the real child process runs in tests."""
+
+    device = "cpu"
+    dtype = "float32"
+    attention = "packed"
+
+    def __init__(self, num_members: int) -> None:
+        self.num_members = num_members
+
+    def score(self, sequences: list[list[int]]) -> _RawScores:
+        ids = {token_id for sequence in sequences for token_id in sequence}
+        if CRASH_ID in ids:
+            os._exit(3)
+        if RAISE_ID in ids:
+            raise ValueError("the fake engine was told to fail")
+        return _RawScores(fake_raw(sequences, self.num_members), sum(map(len, sequences)))
+
+
+def load_fake_scorer(bundle: Any, *, device: str, dtype: str, token_budget: int) -> FakeScorer:
+    return FakeScorer(len(bundle.manifest.members))
+
+
+FAKE_LOADER = "tests.server.fake_engine:load_fake_scorer"
