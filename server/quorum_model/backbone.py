@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from torch import nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from quorum_model.errors import BackboneMismatch, BackboneNotFound, Unsupported
@@ -146,6 +146,13 @@ def load_tokenizer(folder: Path) -> Any:
         raise BackboneNotFound(f"no tokenizer in {folder}: {error}") from error
 
 
+def is_decoder(folder: Path) -> bool:
+    """Whether the architecture in `folder` scores by a decoder's last token; loads no weights."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        return hasattr(AutoModelForSequenceClassification.from_config(config), "score")
+
+
 def load_backbone(folder: Path, *, dtype: torch.dtype = torch.float32) -> Backbone:
     """Load the sequence-classification model of a backbone with one label, in eval mode, every parameter frozen.
 
@@ -154,6 +161,7 @@ def load_backbone(folder: Path, *, dtype: torch.dtype = torch.float32) -> Backbo
     """
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # new head weights are expected here and reported by `new_parameters`
+    transformers_logging.disable_progress_bar()
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
             folder,
@@ -168,6 +176,7 @@ def load_backbone(folder: Path, *, dtype: torch.dtype = torch.float32) -> Backbo
         raise Unsupported(f"{folder} cannot be loaded for sequence classification: {error}") from error
     finally:
         transformers_logging.set_verbosity(level)
+        transformers_logging.enable_progress_bar()
     return wrap_backbone(model, frozenset(info["missing_keys"]))
 
 

@@ -1,14 +1,14 @@
 """Errors of bundles, backbones and single items; all are `QuorumError`s, so that every layer can show them.
 
-    QuorumError
-    └── BundleError            422  invalid_bundle       base: a bundle that cannot be used, and why
-        ├── BundleCorrupt      422  bundle_corrupt       a hash, a size or a file is not what the manifest says
-        ├── BundleFromFuture   422  bundle_from_future   a schema version newer than this code
-        ├── HeadMissing        422  head_missing         a member without a trained head
-        ├── BackboneMismatch   422  backbone_mismatch    the backbone's weights are not those it was trained on
-        ├── BackboneNotFound   422  backbone_not_found   source unknown, or a package or hub is out of reach
-        ├── Unsupported        422  unsupported          a model or adapter that would not be exact here
-        └── SelfTestFailed     422  self_test_failed     loaded, but its golden scores do not come out
+QuorumError
+└── BundleError            422  invalid_bundle       base: a bundle that cannot be used, and why
+    ├── BundleCorrupt      422  bundle_corrupt       a hash, a size or a file is not what the manifest says
+    ├── BundleFromFuture   422  bundle_from_future   a schema version newer than this code
+    ├── HeadMissing        422  head_missing         a member without a trained head
+    ├── BackboneMismatch   422  backbone_mismatch    the backbone's weights are not those it was trained on
+    ├── BackboneNotFound   422  backbone_not_found   source unknown, or a package or hub is out of reach
+    ├── Unsupported        422  unsupported          a model or adapter that would not be exact here
+    └── SelfTestFailed     422  self_test_failed     loaded, but its golden scores do not come out
 """
 
 from __future__ import annotations

@@ -68,6 +68,11 @@ class Head(nn.Module):
         logits: Tensor = self._run(*self.parts.values(), pooled)
         return logits.squeeze(-1)
 
+    @property
+    def module_names(self) -> list[str]:
+        """Names of the head's modules inside the sequence-classification model."""
+        return [name.replace("/", ".") for name in self.parts]
+
     def public_name(self, name: str) -> str:
         """The name that one of this module's parameters has in the sequence-classification model."""
         return name.removeprefix("parts.").replace("/", ".")

@@ -37,7 +37,8 @@ class EnsembleModel(nn.Module):
 
     Args:
         backbone: as loaded; its model is modified in place.
-        adapters: a mapping of module name to LoRA weights a member, or None where members are heads alone.
+        adapters: a mapping of module name to LoRA weights a member; or a single one that all members share (phase 1
+            by a shared adapter); or None where members are heads alone.
         heads: a head state a member, by names of the sequence-classification model.
         pooling: which vector of a sequence the head sees.
 
@@ -59,8 +60,12 @@ class EnsembleModel(nn.Module):
         self.heads = StackedHeads(backbone.head, heads)
         self.pooling: Pooling = pooling
         self.num_members = len(heads)
+        self.num_adapters = len(adapters) if adapters else 1
+        if self.num_adapters not in (1, self.num_members):
+            raise ValueError(f"{self.num_adapters} adapters for {self.num_members} members")
         parameter = next(backbone.body.parameters())
         self.heads.to(parameter.device, torch.float64 if parameter.dtype == torch.float64 else torch.float32)
+        self._use_plain_attention()
         self.folded = _fold(backbone, adapters) if adapters is not None else {}
         if self.folded:
             set_only_member(self.folded.values(), 0)
@@ -86,13 +91,13 @@ class EnsembleModel(nn.Module):
         scores: Tensor = self.heads(pooled)
         return scores
 
-    def member_adapter(self, member: int) -> dict[str, LoraWeights]:
-        """One member's updates, by module name, on the CPU."""
+    def adapter_of(self, index: int) -> dict[str, LoraWeights]:
+        """The updates of one member (or, at 0, the shared ones), by module name, on the CPU."""
         adapter = {}
         for name, layer in self.folded.items():
-            a = layer.a[member].detach().T.contiguous().cpu().clone()
-            b = layer.b[member].detach().T.contiguous().cpu().clone()
-            adapter[name] = LoraWeights(a, b, float(layer.scaling[member]))
+            a = layer.a[index].detach().T.contiguous().cpu().clone()
+            b = layer.b[index].detach().T.contiguous().cpu().clone()
+            adapter[name] = LoraWeights(a, b, float(layer.scaling[index]))
         return adapter
 
     def _body(self, **inputs: Any) -> Tensor:
@@ -110,17 +115,16 @@ class EnsembleModel(nn.Module):
                 f"packed attention ran {batch.packing.num_attention_calls} times in {layers} layers: sequences may "
                 "have leaked into each other"
             )
-        expected = self.num_members if self.folded or len(rows) > 1 else 1
+        expected = max(self.num_adapters, len(rows))
         if hidden.shape[0] != expected:
             raise RuntimeError(f"hidden states of {hidden.shape[0]} rows where {expected} were expected")
         return pool(hidden, batch.packing, self.pooling)
 
     def _pooled_unpadded(self, rows: Rows) -> Tensor:
         """One member at a time, sequences of equal length together, no padding and so no mask."""
-        members = self.num_members if self.folded or len(rows) > 1 else 1
         pooled = []
-        for member in range(members):
-            set_only_member(self.folded.values(), member)
+        for member in range(max(self.num_adapters, len(rows))):
+            set_only_member(self.folded.values(), member if self.num_adapters > 1 else 0)
             pooled.append(self._pooled_one(rows[member] if len(rows) > 1 else rows[0]))
         set_only_member(self.folded.values(), None)
         return torch.stack(pooled)
@@ -159,11 +163,17 @@ class EnsembleModel(nn.Module):
             raise Unsupported("no adapted layer is part of the forward pass")
         return ran[0]
 
+    def _use_plain_attention(self) -> None:
+        """Eager is the oracle that packing is tried against: sdpa swallows Gemma 2's softcap."""
+        if type(self.backbone.body)._can_set_attn_implementation():
+            self.backbone.model.set_attn_implementation("eager")
+
     def _choose_attention(self) -> Attention:
         """Packed where that is exact, tried and not believed: some backbones ignore the attention they are given."""
         reason = self._pack_or_reason()
         if reason is None:
             return "packed"
+        self._use_plain_attention()
         logger.warning("this backbone runs unpadded, one member at a time (slower, exact): %s", reason)
         return "unpadded"
 
@@ -172,22 +182,17 @@ class EnsembleModel(nn.Module):
         if not type(body)._can_set_attn_implementation():
             return f"{type(body).__name__} has attention code of its own"
         row = self._probe_row()
-        before = self.model.config._attn_implementation
-        # Eager is the oracle: sdpa swallows Gemma 2's softcap.
-        self.backbone.model.set_attn_implementation("eager")
         with torch.no_grad():
             plain = self._pooled_unpadded([row])
             self.backbone.model.set_attn_implementation(ATTENTION_NAME)
             try:
                 packed = self._pooled_packed([row])
             except (RuntimeError, TypeError, ValueError, IndexError) as error:
-                self.backbone.model.set_attn_implementation(before)
                 return f"packed attention failed: {error}"
         difference = float((packed - plain).norm() / plain.norm())
-        if difference <= _PACKING_TOLERANCE[body.dtype]:
-            return None
-        self.backbone.model.set_attn_implementation(before)
-        return f"packed and plain hidden states differ by {difference:.2g} of their norm"
+        if difference > _PACKING_TOLERANCE[body.dtype]:
+            return f"packed and plain hidden states differ by {difference:.2g} of their norm"
+        return None
 
 
 def _fold(backbone: Backbone, adapters: list[Mapping[str, LoraWeights]]) -> dict[str, FoldedLinear]:

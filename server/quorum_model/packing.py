@@ -80,6 +80,19 @@ def pack(rows: Rows, *, position_offset: int = 0, pad_id: int = 0, device: torch
     return PackedBatch(ids.to(device), positions.to(device), Packing(lengths))
 
 
+def plan_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+    """Indices of the sequences of each pass: similar lengths together, at most `token_budget` tokens a pass."""
+    batches: list[list[int]] = []
+    used = token_budget + 1
+    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if used + lengths[index] > token_budget:
+            batches.append([])
+            used = 0
+        batches[-1].append(index)
+        used += lengths[index]
+    return batches
+
+
 def pool(hidden: Tensor, packing: Packing, pooling: Pooling) -> Tensor:
     """One vector a sequence: its first token's, its last token's, or the mean over its tokens.
 
@@ -167,9 +180,7 @@ def _attend_row(
     span_attention: _SpanAttention, qkv: tuple[Tensor, Tensor, Tensor], spans: list[tuple[int, int]], width: int
 ) -> Tensor:
     query, key, value = qkv
-    pieces = [
-        span_attention(query[:, :, s:e], key[:, :, s:e], value[:, :, s:e]).transpose(1, 2) for s, e in spans
-    ]
+    pieces = [span_attention(query[:, :, s:e], key[:, :, s:e], value[:, :, s:e]).transpose(1, 2) for s, e in spans]
     rest = width - spans[-1][1]
     if rest:
         pieces.append(query.new_zeros(query.shape[0], rest, query.shape[1], value.shape[3]))

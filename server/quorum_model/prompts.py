@@ -219,9 +219,7 @@ def _check_text(text: str, what: str = "text") -> None:
 def load_prompt_encoder(bundle: Bundle) -> PromptEncoder:
     """The encoder of a bundle: its backbone's tokenizer under the manifest's prompt format; loads no weights."""
     manifest = bundle.manifest
-    folder = resolve_backbone(
-        manifest.backbone.source, revision=manifest.backbone.revision, bundle_path=bundle.path
-    )
+    folder = resolve_backbone(manifest.backbone.source, revision=manifest.backbone.revision, bundle_path=bundle.path)
     return PromptEncoder(
         load_tokenizer(folder),
         template=manifest.prompt_format.template,

@@ -1,0 +1,180 @@
+"""One ensemble's weights on a device, ready to score: sequences of token ids in, K raw scores each out.
+
+    Bundle  --load_member_scorer (hashes, self-test)-->  MemberScorer  --score-->  raw (K, B)
+
+What the engine process runs. Knows nothing of text, calibration, queues or HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor
+
+from quorum_model.adapters import AdapterState, merge_adapter, read_adapter
+from quorum_model.backbone import check_weights, load_backbone, resolve_backbone
+from quorum_model.bundle.golden import read_golden
+from quorum_model.bundle.manifest import Manifest
+from quorum_model.bundle.read import Bundle
+from quorum_model.errors import BundleError, HeadMissing, SelfTestFailed, Unsupported
+from quorum_model.model import Attention, EnsembleModel
+from quorum_model.packing import plan_batches
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+# How far a golden score may be off, in units of the member's own calibrated scale. fp32: other kernels, other
+# summation order; bf16: 8 bits of mantissa through every layer.
+_SELF_TEST_TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 0.25}
+
+
+@dataclass(frozen=True, slots=True)
+class MemberScores:
+    """raw: float32 (K, B), before calibration, in the order given. computed_tokens: tokens that went through."""
+
+    raw: NDArray[np.float32]
+    computed_tokens: int
+
+
+class MemberScorer:
+    """Scores token-id sequences with every member of one ensemble.
+
+    Args:
+        model: the ensemble in memory.
+        bundle: where it came from.
+        token_budget: most tokens in one pass; a longer single sequence still gets a pass of its own.
+    """
+
+    def __init__(self, model: EnsembleModel, bundle: Bundle, token_budget: int) -> None:
+        self._model = model
+        self._token_budget = token_budget
+        self.manifest: Manifest = bundle.manifest
+        self.version = bundle.version
+        self.num_members = model.num_members
+        self.device = str(model.device)
+        self.dtype = str(model.backbone.body.dtype).removeprefix("torch.")
+        self.attention: Attention = model.attention
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> MemberScores:
+        """Raw scores of every member.
+
+        Args:
+            sequences: B non-empty lists of token ids, special ones included.
+        """
+        raw = np.empty((self.num_members, len(sequences)), dtype=np.float32)
+        for batch in plan_batches([len(sequence) for sequence in sequences], self._token_budget):
+            with torch.inference_mode():
+                scores = self._model([[sequences[index] for index in batch]])
+            raw[:, batch] = scores.float().cpu().numpy()
+        return MemberScores(raw, sum(len(sequence) for sequence in sequences))
+
+
+def choose_device(device: str) -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU.
+
+    Raises:
+        Unsupported: no such device here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise Unsupported(f"unknown device {device}") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise Unsupported("this machine has no CUDA device")
+    return chosen
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on CUDA and float32 on a CPU, where bf16 is not yet shown to keep the std.
+
+    Raises:
+        Unsupported: not one of float32, bfloat16, float64.
+    """
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if dtype not in DTYPES:
+        raise Unsupported(f"unknown dtype {dtype}; expected auto, {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def load_member_scorer(
+    bundle: Bundle, *, device: str = "auto", dtype: str = "auto", token_budget: int = 8192
+) -> MemberScorer:
+    """Load an ensemble's backbone and members and prove that it gives the scores it should.
+
+    Args:
+        bundle: already verified.
+        device: auto, cpu, cuda, cuda:N.
+        dtype: auto, float32, bfloat16, float64.
+        token_budget: most tokens in one pass.
+
+    Raises:
+        BackboneMismatch: the backbone's weights are not those of the manifest.
+        HeadMissing: a member without a trained head.
+        SelfTestFailed: the golden inputs do not get their golden scores.
+        BundleError: anything else that would make scores wrong.
+    """
+    target = choose_device(device)
+    model = load_ensemble_model(bundle, choose_dtype(dtype, target), target)
+    scorer = MemberScorer(model, bundle, token_budget)
+    _self_test(scorer, bundle)
+    return scorer
+
+
+def load_ensemble_model(bundle: Bundle, dtype: torch.dtype, device: torch.device) -> EnsembleModel:
+    """The ensemble of a bundle in memory; the self-test is the caller's."""
+    manifest = bundle.manifest
+    if manifest.kind not in ("single", "linear", "lora"):
+        raise Unsupported(f"kind '{manifest.kind}' cannot be served by this version")
+    folder = resolve_backbone(manifest.backbone.source, revision=manifest.backbone.revision, bundle_path=bundle.path)
+    check_weights(folder, manifest.backbone.weights_sha256)
+    backbone = load_backbone(folder)
+    if manifest.shared_adapter is not None:
+        # Merged in fp32, before the weights are rounded to a serving dtype.
+        merge_adapter(backbone.model, read_adapter(bundle.path / manifest.shared_adapter))
+    backbone.model.to(device=device, dtype=dtype)
+    adapters, heads = _members(bundle)
+    lora = [adapter.lora for adapter in adapters] if adapters else None
+    return EnsembleModel(backbone, lora, heads, manifest.pooling).eval().requires_grad_(False)
+
+
+def _members(bundle: Bundle) -> tuple[list[AdapterState], list[Mapping[str, Tensor]]]:
+    members = bundle.manifest.members
+    if bundle.manifest.kind == "lora":
+        adapters = [read_adapter(bundle.path / str(member.adapter)) for member in members]
+        for member, adapter in zip(members, adapters, strict=True):
+            if not adapter.head:
+                raise HeadMissing(f"member {member.name} has no trained head")
+        return adapters, [adapter.head for adapter in adapters]
+    heads: list[Mapping[str, Tensor]] = []
+    for member in members:
+        tensors = load_file(bundle.path / member.head)
+        prefix = f"{member.name}."
+        heads.append({key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)})
+    return [], heads
+
+
+def _self_test(scorer: MemberScorer, bundle: Bundle) -> None:
+    """Golden inputs must get their golden scores, in one pass and each alone: a score has no batch companions."""
+    golden = read_golden(bundle)
+    tolerance = _SELF_TEST_TOLERANCE[DTYPES[scorer.dtype]]
+    scale = np.array([member.calibration.scale for member in bundle.manifest.members])[:, None]
+    expected = np.array([item.scores for item in golden]).T
+    sequences = [item.token_ids for item in golden]
+    together = scorer.score(sequences).raw
+    alone = np.concatenate([scorer.score([sequence]).raw for sequence in sequences], axis=1)
+    for name, actual in (("in one batch", together), ("alone", alone)):
+        if expected.shape != actual.shape:
+            raise BundleError("golden.json does not hold one score a member")
+        error = float(np.max(np.abs(actual - expected) / scale))
+        if not error <= tolerance:
+            raise SelfTestFailed(
+                f"golden inputs scored {name} are off by {error:.3g} of a member's scale (allowed {tolerance:g}): "
+                "the weights or this machine's arithmetic are not what the bundle was made with"
+            )

@@ -1,0 +1,173 @@
+"""The folded, packed forward pass against PEFT, one member and one unpadded sequence at a time."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from quorum_model.backbone import wrap_backbone
+from quorum_model.model import EnsembleModel
+from tests.reference.peft_oracle import peft_scores
+from tests.reference.tiny_models import (
+    ARCHITECTURES,
+    Architecture,
+    linear_names,
+    make_backbone,
+    make_model,
+    random_member,
+    random_sequences,
+)
+
+# Longer than the sliding windows (8, 16), shorter, equal ones, and a single token.
+LENGTHS = [5, 40, 17, 1, 9, 9, 23]
+RANKS = [4, 8, 2]
+
+# fp64: only the order of summation differs. fp32: the same at 2^-24 through three layers, relative to the scores.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+
+
+@pytest.fixture
+def exact_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transformers rounds norms and softmax to fp32 even in an fp64 model; here fp64 means fp64."""
+    monkeypatch.setattr(torch, "float32", torch.float64)
+
+
+def build(architecture: Architecture, dtype: torch.dtype, folder: Path) -> tuple[EnsembleModel, np.ndarray]:
+    """An ensemble of three members and the oracle's scores."""
+    base = make_model(architecture, dtype)
+    backbone = wrap_backbone(copy.deepcopy(base))
+    members = [random_member(backbone, rank=rank, seed=index) for index, rank in enumerate(RANKS)]
+    expected = peft_scores(
+        base, members, backbone.head.module_names, random_sequences(LENGTHS), architecture.pooling, folder
+    )
+    model = EnsembleModel(
+        backbone, [member.lora for member in members], [member.head for member in members], architecture.pooling
+    )
+    return model.eval(), expected
+
+
+def check(architecture: Architecture, dtype: torch.dtype, folder: Path) -> None:
+    model, expected = build(architecture, dtype, folder)
+    assert model.attention == ("packed" if architecture.packs else "unpadded")
+    sequences = random_sequences(LENGTHS)
+    with torch.inference_mode():
+        shared = model([sequences]).numpy()
+        own = model([sequences, sequences[::-1], sequences]).numpy()
+    tolerance = TOLERANCE[dtype] * expected.std()
+    np.testing.assert_allclose(shared, expected, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(own[0], expected[0], rtol=0, atol=tolerance)
+    np.testing.assert_allclose(own[1], expected[1, ::-1], rtol=0, atol=tolerance)
+    # The oracle can tell members apart: agreement with it is not vacuous.
+    apart = min(np.abs(expected[i] - expected[j]).max() for i in range(3) for j in range(i))
+    assert apart > 100 * tolerance
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a.name)
+def test_folded_packed_equals_peft_fp32(architecture: Architecture, tmp_path: Path) -> None:
+    check(architecture, torch.float32, tmp_path)
+
+
+@pytest.mark.usefixtures("exact_float64")
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a.name)
+def test_folded_packed_equals_peft_fp64(architecture: Architecture, tmp_path: Path) -> None:
+    check(architecture, torch.float64, tmp_path)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a.name)
+def test_score_does_not_depend_on_companions(architecture: Architecture) -> None:
+    backbone = make_backbone(architecture)
+    members = [random_member(backbone, rank=4, seed=index) for index in range(3)]
+    model = EnsembleModel(backbone, [m.lora for m in members], [m.head for m in members], architecture.pooling).eval()
+    sequences = random_sequences(LENGTHS)
+    with torch.inference_mode():
+        together = model([sequences])
+        backwards = model([sequences[::-1]]).flip(1)
+        alone = torch.cat([model([[sequence]]) for sequence in sequences], dim=1)
+    # fp32: the kernels block other shapes otherwise, so sums round differently.
+    scale = float(alone.abs().max())
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5 * scale)
+    torch.testing.assert_close(backwards, alone, rtol=1e-5, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_bf16_stays_near_fp32_and_its_companions(name: str) -> None:
+    architecture = next(a for a in ARCHITECTURES if a.name == name)
+    sequences = random_sequences(LENGTHS)
+    scores = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        backbone = make_backbone(architecture)
+        members = [random_member(backbone, rank=4, seed=index) for index in range(3)]
+        backbone.model.to(dtype)
+        model = EnsembleModel(backbone, [m.lora for m in members], [m.head for m in members], architecture.pooling)
+        with torch.inference_mode():
+            scores[dtype] = model([sequences])
+            alone = torch.cat([model([[sequence]]) for sequence in sequences], dim=1)
+    # 8 bits of mantissa: each of three layers rounds its residual stream to 2^-9 of it, and random tiny models are
+    # worse than trained ones. Stated as a share of the scores' spread, for fp32 and for other companions alike.
+    spread = float(scores[torch.float32].std())
+    assert float((scores[torch.bfloat16] - scores[torch.float32]).abs().max()) < 0.2 * spread
+    assert float((scores[torch.bfloat16] - alone).abs().max()) < 0.2 * spread
+
+
+@pytest.mark.parametrize("name", ["bert", "modernbert", "llama", "gemma2", "gpt2"])
+@pytest.mark.parametrize("part", ["top", "mlp", "differing"])
+def test_adapters_on_some_layers(name: str, part: str, tmp_path: Path) -> None:
+    """The trunk below the first adapted layer runs once; members may adapt different layers."""
+    architecture = next(a for a in ARCHITECTURES if a.name == name)
+    base = make_model(architecture)
+    backbone = wrap_backbone(copy.deepcopy(base))
+    names = linear_names(backbone)
+    chosen = {
+        "top": [names[len(names) * 2 // 3 :]] * 3,
+        "mlp": [[n for n in names if "attn" not in n and "attention" not in n]] * 3,
+        "differing": [names[::3], names[1::3], names[2::3]],
+    }[part]
+    members = [random_member(backbone, rank=4, seed=index, names=own) for index, own in enumerate(chosen)]
+    sequences = random_sequences(LENGTHS)
+    expected = peft_scores(base, members, backbone.head.module_names, sequences, architecture.pooling, tmp_path)
+    model = EnsembleModel(backbone, [m.lora for m in members], [m.head for m in members], architecture.pooling)
+    assert model.attention == "packed"
+    rows_seen: list[int] = []
+    first_layer = next(m for m in backbone.body.modules() if type(m).__name__.endswith(("Layer", "Block")))
+    first_layer.register_forward_hook(lambda _m, _a, out: rows_seen.append((out if isinstance(out, torch.Tensor)
+                                                                            else out[0]).shape[0]))  # fmt: skip
+    with torch.inference_mode():
+        actual = model([sequences]).numpy()
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE[torch.float32] * expected.std())
+    if part == "top":
+        assert rows_seen == [1]
+
+
+def test_heads_alone_run_the_backbone_once() -> None:
+    backbone = make_backbone(ARCHITECTURES[0])
+    members = [random_member(backbone, rank=4, seed=index) for index in range(3)]
+    model = EnsembleModel(backbone, None, [member.head for member in members], "first")
+    sequences = random_sequences(LENGTHS)
+    calls: list[int] = []
+    backbone.body.register_forward_hook(lambda _m, _a, out: calls.append(out.last_hidden_state.shape[0]))
+    with torch.inference_mode():
+        scores = model([sequences])
+    assert calls == [1]
+    for index, member in enumerate(members):
+        backbone.model.load_state_dict(member.head, strict=False)
+        one = EnsembleModel(backbone, None, [member.head], "first")
+        with torch.inference_mode():
+            torch.testing.assert_close(one([sequences])[0], scores[index], rtol=1e-5, atol=1e-5)
+
+
+def test_every_member_differs_from_the_base_and_from_every_other() -> None:
+    backbone = make_backbone(ARCHITECTURES[0])
+    members = [random_member(backbone, rank=4, seed=index) for index in range(3)]
+    head = members[0].head  # one head for all: what differs is the adapters
+    sequences = random_sequences(LENGTHS)
+    with torch.inference_mode():
+        base = EnsembleModel(backbone, None, [head], "first")([sequences])
+        scores = EnsembleModel(backbone, [m.lora for m in members], [head] * 3, "first")([sequences])
+    rows = [base[0], *scores]
+    for i in range(4):
+        for j in range(i):
+            assert float((rows[i] - rows[j]).abs().max()) > 0.01

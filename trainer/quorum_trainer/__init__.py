@@ -1,0 +1,1 @@
+"""Quorum's trainer: reward training. Meets the server only over HTTP and on disk."""

@@ -1,0 +1,192 @@
+"""Training an ensemble from the first draw to the last step: phase 1, phase 2, and what lies between.
+
+    TrainConfig, pairs  --phase 1-->  heads (+ backbone or shared adapter)  --phase 2-->  TrainedEnsemble
+
+Reads as the recipe: one function a phase. Knows nothing of data files, held-out figures or bundles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quorum_model.adapters import AdapterState, merge_adapter
+from quorum_model.backbone import Backbone, load_backbone
+from quorum_model.model import EnsembleModel
+from quorum_model.packing import Pooling
+from quorum_trainer.config import ConfigError, PhaseOne, PhaseTwo, TrainConfig
+from quorum_trainer.data import EncodedPair
+from quorum_trainer.loop import OnStep, train_phase, trainables_of
+from quorum_trainer.members import MemberDropout, draw_adapter, draw_head
+
+OnPhase = Callable[[str], OnStep | None]
+"""Called with a phase's name when it starts; gives what to call after each of its steps."""
+
+# Each member's streams, apart from one another: what is drawn in one does not shift the next.
+_STREAM_HEAD, _STREAM_ADAPTER, _STREAM_ORDER, _STREAM_DROPOUT = 1, 2, 3, 4
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedEnsemble:
+    """What a run gives.
+
+    model: the trained ensemble. shared_adapter: phase 1's, already merged into the model's backbone.
+    backbone_weights: the backbone as phase 1 left it, where it trained it in full.
+    history: each phase's losses, (steps, K).
+    """
+
+    model: EnsembleModel
+    pooling: Pooling
+    shared_adapter: AdapterState | None
+    backbone_weights: dict[str, Tensor] | None
+    history: dict[str, list[list[float]]]
+
+
+@dataclass(slots=True)
+class _PhaseOneResult:
+    heads: list[Mapping[str, Tensor]]
+    shared_adapter: AdapterState | None
+    backbone_weights: dict[str, Tensor] | None
+    losses: list[list[float]]
+
+
+def train_ensemble(
+    config: TrainConfig, folder: Path, pairs: Sequence[EncodedPair], on_phase: OnPhase | None = None
+) -> TrainedEnsemble:
+    """Train the members that a config describes.
+
+    Args:
+        config: checked.
+        folder: the backbone's.
+        pairs: training pairs, encoded for this backbone.
+        on_phase: progress.
+
+    Raises:
+        TrainingDiverged: a loss became NaN or infinite.
+    """
+    notify = on_phase or (lambda _name: None)
+    backbone = load_backbone(folder)
+    pooling = default_pooling(backbone) if config.pooling is None else config.pooling
+    heads: list[Mapping[str, Tensor]] = [draw_head(backbone, _stream(seed, _STREAM_HEAD)) for seed in
+                                         config.member_seeds()]  # fmt: skip
+    history = {}
+    first: _PhaseOneResult | None = None
+    if config.phase1 is not None:
+        first = _phase_one(config, config.phase1, folder, (heads, pooling), pairs, notify("phase 1"))
+        heads, history["phase1"] = first.heads, first.losses
+        backbone = _backbone_after(folder, first)
+    if config.phase2 is not None:
+        model = _start_phase_two(config, config.phase2, backbone, heads, pooling)
+        history["phase2"] = _phase_two(config, config.phase2, model, pairs, notify("phase 2"))
+    else:
+        model = EnsembleModel(backbone, None, heads, pooling)
+    model.eval().requires_grad_(False)
+    return TrainedEnsemble(model, pooling, first and first.shared_adapter, first and first.backbone_weights, history)
+
+
+def default_pooling(backbone: Backbone) -> Pooling:
+    """The pooling that `AutoModelForSequenceClassification` has: last token for decoders, first for encoders."""
+    return "last" if backbone.is_decoder else "first"
+
+
+def _stream(seed: int, stream: int) -> torch.Generator:
+    return torch.Generator().manual_seed(_stream_seed(seed, stream))
+
+
+def _stream_seed(seed: int, stream: int) -> int:
+    return 10 * seed + stream
+
+
+def _phase_one(
+    config: TrainConfig,
+    options: PhaseOne,
+    folder: Path,
+    start: tuple[list[Mapping[str, Tensor]], Pooling],
+    pairs: Sequence[EncodedPair],
+    on_step: OnStep | None,
+) -> _PhaseOneResult:
+    """K heads together in one data order, on a backbone that learns (or not) from the mean of their losses."""
+    heads, pooling = start
+    backbone = load_backbone(folder)
+    adapters = None
+    if options.method == "shared_adapter":
+        adapters = [draw_adapter(backbone, options.lora, _stream(config.seed, _STREAM_ADAPTER))]
+    model = EnsembleModel(backbone, adapters, heads, pooling)
+    _add_dropout(model, options.lora.dropout, [config.seed])
+    losses = train_phase(
+        model,
+        trainables_of(model, backbone=options.method == "full"),
+        pairs,
+        options,
+        order_seeds=[_stream_seed(config.seed, _STREAM_ORDER)],
+        gamma=config.centring,
+        on_step=on_step,
+    )
+    return _PhaseOneResult(
+        heads=[model.heads.member_state(member) for member in range(config.members)],
+        shared_adapter=AdapterState(model.adapter_of(0)) if adapters else None,
+        backbone_weights=_weights(backbone) if options.method == "full" else None,
+        losses=losses,
+    )
+
+
+def _weights(backbone: Backbone) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in backbone.body.state_dict().items()}
+
+
+def _backbone_after(folder: Path, first: _PhaseOneResult) -> Backbone:
+    """A backbone as phase 1 left it: loaded anew, so that no folded layer of phase 1 remains in it."""
+    backbone = load_backbone(folder)
+    if first.shared_adapter is not None:
+        merge_adapter(backbone.model, first.shared_adapter)
+    if first.backbone_weights is not None:
+        backbone.body.load_state_dict(first.backbone_weights)
+    return backbone
+
+
+def _start_phase_two(
+    config: TrainConfig, options: PhaseTwo, backbone: Backbone, heads: list[Mapping[str, Tensor]], pooling: Pooling
+) -> EnsembleModel:
+    seeds = config.member_seeds()
+    adapters: list[Any] = [draw_adapter(backbone, options.lora, _stream(seed, _STREAM_ADAPTER)) for seed in seeds]
+    model = EnsembleModel(backbone, adapters, heads, pooling)
+    _add_dropout(model, options.lora.dropout, [_stream_seed(seed, _STREAM_DROPOUT) for seed in seeds])
+    return model
+
+
+def _phase_two(
+    config: TrainConfig,
+    options: PhaseTwo,
+    model: EnsembleModel,
+    pairs: Sequence[EncodedPair],
+    on_step: OnStep | None,
+) -> list[list[float]]:
+    """Every member's adapter and head on its own loss; the backbone is frozen."""
+    seeds = config.member_seeds() if options.order == "own" else [config.seed]
+    losses = train_phase(
+        model,
+        trainables_of(model, backbone=False),
+        pairs,
+        options,
+        order_seeds=[_stream_seed(seed, _STREAM_ORDER) for seed in seeds],
+        gamma=config.centring,
+        on_step=on_step,
+    )
+    for layer in model.folded.values():
+        layer.input_dropout = None
+    return losses
+
+
+def _add_dropout(model: EnsembleModel, probability: float, seeds: list[int]) -> None:
+    if not probability:
+        return
+    if model.attention != "packed":
+        raise ConfigError("adapter dropout is only supported on backbones that can be packed")
+    dropout = MemberDropout(probability, seeds)
+    for layer in model.folded.values():
+        layer.input_dropout = dropout

@@ -1,0 +1,112 @@
+"""How members begin and what is trained: adapters and heads drawn from each member's own random stream.
+
+    seeds  --draw_adapter, draw_head-->  initial states  --EnsembleModel-->  member parameters (K, ...)
+
+Knows nothing of data or losses.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from quorum_model.adapters import LoraWeights
+from quorum_model.backbone import Backbone
+from quorum_model.folded import features_of, is_linear
+from quorum_trainer.config import ConfigError, Layers, LoraOptions
+
+_FRACTIONS = {"all": 1.0, "top-half": 1 / 2, "top-third": 1 / 3, "top-sixth": 1 / 6}
+
+
+def adapted_modules(backbone: Backbone, layers: Layers) -> list[str]:
+    """Names of the linear layers that get an adapter.
+
+    Args:
+        backbone: whose body is searched.
+        layers: all, a top fraction (rounded up), or a list of layer indices from the bottom.
+
+    Raises:
+        ConfigError: a layer index that the backbone does not have.
+    """
+    count = int(backbone.body.config.get_text_config().num_hidden_layers)
+    if isinstance(layers, str):
+        chosen = set(range(count - math.ceil(count * _FRACTIONS[layers]), count))
+    else:
+        chosen = set(layers)
+        if not chosen <= set(range(count)):
+            raise ConfigError(f"layers: this backbone has layers 0 to {count - 1}")
+    names = []
+    for name, module in backbone.body.named_modules():
+        index = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
+        if is_linear(module) and index is not None and int(index.group(1)) in chosen:
+            names.append(f"{backbone.body_prefix}.{name}")
+    return names
+
+
+def draw_adapter(backbone: Backbone, options: LoraOptions, generator: torch.Generator) -> dict[str, LoraWeights]:
+    """A fresh adapter as PEFT draws it: A uniform by Kaiming (a = sqrt 5), B zero (arXiv 2106.09685, section 4.1)."""
+    modules = dict(backbone.model.named_modules())
+    adapter = {}
+    for name in adapted_modules(backbone, options.layers):
+        d_in, d_out = features_of(modules[name])
+        a = torch.empty(options.rank, d_in)
+        nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator)
+        adapter[name] = LoraWeights(a, torch.zeros(d_out, options.rank), options.alpha / options.rank)
+    return adapter
+
+
+def draw_head(backbone: Backbone, generator: torch.Generator) -> dict[str, Tensor]:
+    """A fresh head: what the checkpoint holds of it is kept, the rest is drawn N(0, initializer_range), biases zero."""
+    std = float(getattr(backbone.model.config, "initializer_range", 0.02))
+    state = {}
+    for name, parameter in backbone.head.named_parameters():
+        public = backbone.head.public_name(name)
+        tensor = parameter.detach().clone()
+        if public in backbone.new_parameters:
+            tensor = torch.zeros_like(tensor)
+            if tensor.dim() > 1:
+                tensor.normal_(0.0, std, generator=generator)
+        state[public] = tensor
+    return state
+
+
+def clip_members(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Clip every member's gradient by its own norm, as if each were trained alone.
+
+    Args:
+        parameters: all stacked over members, (K, ...).
+        max_norm: a member's largest gradient norm.
+
+    Returns:
+        The norms before clipping, (K,).
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
+    # As torch.nn.utils.clip_grad_norm_ does it, so that one member equals one model.
+    factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(factors.view(-1, *[1] * (gradient.dim() - 1)))
+    return norms
+
+
+class MemberDropout:
+    """Dropout on adapters' inputs, each member from its own stream, so that K together equal each alone.
+
+    Args:
+        probability: of a zero.
+        seeds: one a member.
+    """
+
+    def __init__(self, probability: float, seeds: list[int]) -> None:
+        self._probability = probability
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(K, T, d) -> (K, T, d)."""
+        keep = 1.0 - self._probability
+        masks = [torch.empty(x.shape[1:]).bernoulli_(keep, generator=generator) for generator in self._generators]
+        return x * (torch.stack(masks).to(x) / keep)
