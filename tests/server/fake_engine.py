@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from quorum_model.bundle.read import read_bundle
 from quorum_server.engine.messages import Loaded, Scores, TokenIds
 
 CRASH_ID = 5
@@ -56,6 +55,8 @@ class FakeEngine:
         self.is_alive = False
 
     async def load(self, path: Path, *, device: str, dtype: str, token_budget: int) -> Loaded:
+        from quorum_model.bundle.read import read_bundle
+
         bundle = read_bundle(path)
         self.num_members = len(bundle.manifest.members)
         return Loaded(0, bundle.version, self.num_members, "cpu", "float32", "packed")
@@ -101,3 +102,10 @@ def load_fake_scorer(bundle: Any, *, device: str, dtype: str, token_budget: int)
 
 
 FAKE_LOADER = "tests.server.fake_engine:load_fake_scorer"
+
+
+def load_thread_counter(bundle: Any, *, device: str, dtype: str, token_budget: int) -> FakeScorer:
+    """A loader that shows, as its device, the number of threads that torch would read at its import."""
+    scorer = load_fake_scorer(bundle, device=device, dtype=dtype, token_budget=token_budget)
+    scorer.device = f"threads={os.environ.get('OMP_NUM_THREADS')}"
+    return scorer

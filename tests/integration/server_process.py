@@ -1,0 +1,114 @@
+"""A real server: `quorum serve` in a process of its own, on a free port, with its engine in a child."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parents[2]
+_WAIT_S = 60.0
+
+REAL_ENGINE = "import typer; from quorum_server.command import serve; typer.run(serve)"
+"""The command as a user runs it."""
+
+FAKE_ENGINE = """
+import sys
+from quorum_server.command import configure_logging, run
+from quorum_server.engine.process import EngineProcess
+from quorum_server.settings import Settings
+from tests.server.fake_engine import FAKE_LOADER
+configure_logging("info")
+sys.exit(run(Settings(bundle=sys.argv[2], port=int(sys.argv[4])), EngineProcess(loader=FAKE_LOADER)))
+"""
+"""The same, with a scorer that needs no model."""
+
+
+@dataclass
+class ServerProcess:
+    """A running server. welcome: what it printed when it was ready."""
+
+    process: subprocess.Popen[str]
+    welcome: str
+
+    @property
+    def curl(self) -> str:
+        return self.welcome.splitlines()[-1]
+
+    @property
+    def url(self) -> str:
+        return self.curl.split()[2].removesuffix("/score")
+
+    @property
+    def engine(self) -> psutil.Process:
+        """The engine's process (another child is Python's own resource tracker)."""
+        children = psutil.Process(self.process.pid).children()
+        (engine,) = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+        return engine
+
+    def wait(self) -> int:
+        return self.process.wait(_WAIT_S)
+
+
+def popen(script: str, bundle: Path | str, port: int = 0) -> subprocess.Popen[str]:
+    roots = [str(ROOT / name) for name in ("clients", "server", "trainer", ".")]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("QUORUM_")}
+    environment |= {"PYTHONPATH": os.pathsep.join(roots), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", script, "--bundle", str(bundle), "--port", str(port)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@contextmanager
+def server(script: str, bundle: Path | str) -> Iterator[ServerProcess]:
+    """Start a server and wait until it is ready; leaves no process behind."""
+    process = popen(script, bundle)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    lines: list[str] = []
+    try:
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith("curl "):
+                break
+        else:
+            raise AssertionError(f"the server ended with {process.wait()}: {process.stderr.read()}")
+        yield ServerProcess(process, "".join(lines).strip())
+    finally:
+        end(process)
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Stop a server, by force where it does not obey, with its children."""
+    family = []
+    if process.poll() is None:
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(_WAIT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    for child in family:
+        if child.is_running():
+            child.kill()
+    for stream in (process.stdout, process.stderr):
+        assert stream is not None
+        stream.close()
+
+
+def wait_until_gone(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Wait for processes to end; returns those that did not."""
+    _, alive = psutil.wait_procs(processes, timeout=_WAIT_S)
+    return alive

@@ -1,0 +1,74 @@
+"""How a server ends, and how it stands the end of its engine; with a fake scorer in the real child process."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.integration.server_process import FAKE_ENGINE, server, wait_until_gone
+from tests.server.tiny_bundle import make_fake_bundle
+
+BODY = {"inputs": [{"prompt": "Hi", "response": "Hello"}]}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_fake_bundle(tmp_path_factory.mktemp("bundles") / "tiny").path
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_server_with_status_0_and_no_child(bundle: Path, number: signal.Signals) -> None:
+    with server(FAKE_ENGINE, bundle) as running:
+        family = psutil.Process(running.process.pid).children(recursive=True)
+        running.process.send_signal(number)
+        assert running.wait() == 0
+        assert wait_until_gone(family) == []
+
+
+def test_a_request_under_way_is_answered_before_the_end(bundle: Path) -> None:
+    with server(FAKE_ENGINE, bundle) as running, httpx.Client(base_url=running.url) as http:
+        assert http.get("/healthz").status_code == 200
+        engine = running.engine
+        engine.suspend()
+        with socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2]))) as first:
+            body = json.dumps(BODY).encode()
+            head = f"POST /score HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n"
+            first.sendall(head.encode() + body)
+            # A later request on another connection that got its answer: the server has read the first one too.
+            late = http.post("/score", json=BODY, headers={"x-quorum-timeout-ms": "1"})
+            assert late.status_code == 504
+            running.process.send_signal(signal.SIGTERM)
+            engine.resume()
+            reply = b"".join(iter(lambda: first.recv(65536), b""))
+        assert reply.startswith(b"HTTP/1.1 200 ")
+        assert running.wait() == 0
+
+
+def test_kill_9_of_the_server_leaves_no_child(bundle: Path) -> None:
+    with server(FAKE_ENGINE, bundle) as running:
+        family = psutil.Process(running.process.pid).children(recursive=True)
+        assert running.engine in family
+        running.process.kill()
+        running.wait()
+        assert wait_until_gone(family) == []
+
+
+def test_without_its_engine_the_server_says_503_and_lives(bundle: Path) -> None:
+    with server(FAKE_ENGINE, bundle) as running, httpx.Client(base_url=running.url) as http:
+        assert http.get("/readyz").status_code == 200
+        engine = running.engine
+        engine.kill()
+        wait_until_gone([engine])
+        reply = http.post("/score", json=BODY)
+        assert reply.status_code == 503
+        assert reply.json()["error"]["code"] == "not_ready"
+        assert http.get("/readyz").status_code == 503
+        assert http.get("/healthz").status_code == 200
+        running.process.send_signal(signal.SIGTERM)
+        assert running.wait() == 0

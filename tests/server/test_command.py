@@ -1,0 +1,66 @@
+"""Settings and what a ready server prints; the running command is in tests/integration."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from quorum_client.types import ScoreRequest
+from quorum_server import command
+from quorum_server.registry import load_ensemble
+from quorum_server.settings import Settings
+from tests.server.fake_engine import FakeEngine
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
+    """The settings that `serve` would run with."""
+    settings: list[Settings] = []
+    monkeypatch.setattr(command, "run", lambda given: settings.append(given) or 0)
+    monkeypatch.setattr(command, "configure_logging", lambda level: None)
+    return settings
+
+
+def invoke(*arguments: str) -> int:
+    app = typer.Typer()
+    app.command()(command.serve)
+    return CliRunner().invoke(app, arguments).exit_code
+
+
+def test_flags_beat_the_environment_and_that_the_defaults(
+    seen: list[Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QUORUM_PORT", "9001")
+    monkeypatch.setenv("QUORUM_MAX_ITEMS", "7")
+    monkeypatch.setenv("QUORUM_HOST", "0.0.0.0")
+    assert invoke("--host", "::1", "--token-budget", "100") == 0
+    (settings,) = seen
+    assert (settings.host, settings.port, settings.max_items, settings.token_budget) == ("::1", 9001, 7, 100)
+    assert (settings.bundle, settings.device) == ("default", "auto")
+
+
+@pytest.mark.parametrize("arguments", [["--port", "70000"], ["--token-budget", "0"], ["--log-level", "loud"]])
+def test_a_setting_that_cannot_be_is_a_usage_error(seen: list[Settings], arguments: list[str]) -> None:
+    assert invoke(*arguments) == 2
+    assert seen == []
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [("127.0.0.1", "http://127.0.0.1:81"), ("0.0.0.0", "http://127.0.0.1:81"), ("::", "http://[::1]:81")],
+)
+async def test_the_welcome_holds_an_address_and_a_command_that_parses(
+    fake_bundle: Path, host: str, address: str
+) -> None:
+    ensemble = await load_ensemble(str(fake_bundle), FakeEngine(), device="cpu", dtype="auto", token_budget=64)
+    text = command.welcome(ensemble, host, 81)
+    assert f"at {address}\n" in text
+    words = shlex.split(text.splitlines()[-1])
+    assert words[:2] == ["curl", "-s"]
+    assert words[2] == f"{address}/score"
+    ScoreRequest.model_validate(json.loads(words[4]))

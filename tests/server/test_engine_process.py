@@ -1,0 +1,164 @@
+"""The real child process with a fake scorer inside: answers, failures, death, and an event loop that stays free."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from quorum_client.errors import InternalError, NotReady
+from quorum_model.bundle.read import read_bundle
+from quorum_model.errors import BundleError
+from quorum_server.engine.messages import Score, TokenIds
+from quorum_server.engine.process import EngineProcess
+from tests.server.conftest import serving
+from tests.server.fake_engine import CRASH_ID, FAKE_LOADER, RAISE_ID, fake_raw
+from tests.server.tiny_bundle import make_fake_bundle
+
+
+def ids(*sequences: list[int]) -> list[TokenIds]:
+    return [np.array(sequence, dtype=np.int32) for sequence in sequences]
+
+
+async def load(engine: EngineProcess, path: Path) -> str:
+    return (await engine.load(path, device="cpu", dtype="auto", token_budget=64)).version
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[EngineProcess]:
+    process = EngineProcess(loader=FAKE_LOADER, num_threads=1)
+    await process.start()
+    yield process
+    await process.stop()
+
+
+def test_packing_for_the_pipe_loses_nothing() -> None:
+    sequences = [[1, 2, 3], [4], [5, 6]]
+    message = Score.pack(7, "v", ids(*sequences))
+    assert message.unpack() == sequences
+    assert (message.job_id, message.version) == (7, "v")
+
+
+async def test_load_and_score(engine: EngineProcess, fake_bundle: Path) -> None:
+    loaded = await engine.load(fake_bundle, device="cpu", dtype="auto", token_budget=64)
+    assert (loaded.version, loaded.num_members) == (read_bundle(fake_bundle).version, 3)
+    sequences = [[10, 11], [12], [13, 14, 15]]
+    scores = await engine.score(loaded.version, ids(*sequences))
+    np.testing.assert_array_equal(scores.raw, fake_raw(sequences, 3))
+    assert scores.computed_tokens == 6
+
+
+async def test_answers_reach_the_caller_that_asked(engine: EngineProcess, fake_bundle: Path) -> None:
+    version = await load(engine, fake_bundle)
+    answers = await asyncio.gather(*(engine.score(version, ids([10 + n])) for n in range(30)))
+    assert [float(answer.raw[0, 0]) for answer in answers] == [10 + n for n in range(30)]
+
+
+async def test_a_bundle_that_cannot_be_used_is_a_typed_error(engine: EngineProcess, tmp_path: Path) -> None:
+    broken = make_fake_bundle(tmp_path / "broken")
+    (broken.path / "golden.json").write_text("[]")
+    with pytest.raises(BundleError, match=r"golden\.json") as failure:
+        await load(engine, broken.path)
+    assert failure.value.code == "bundle_corrupt"
+    assert engine.is_alive
+
+
+async def test_a_failure_is_an_error_and_the_engine_goes_on(engine: EngineProcess, fake_bundle: Path) -> None:
+    version = await load(engine, fake_bundle)
+    with pytest.raises(InternalError, match="told to fail"):
+        await engine.score(version, ids([RAISE_ID]))
+    with pytest.raises(InternalError):
+        await engine.score("another version", ids([10]))
+    assert (await engine.score(version, ids([10]))).raw.shape == (3, 1)
+
+
+async def test_a_loader_that_is_not_there_is_an_error() -> None:
+    process = EngineProcess(loader="tests.server.fake_engine:no_such_loader")
+    await process.start()
+    try:
+        with pytest.raises(InternalError, match="no_such_loader"):
+            await load(process, Path(__file__).parent)
+    finally:
+        await process.stop()
+
+
+async def test_death_answers_everyone_who_waits(engine: EngineProcess, fake_bundle: Path) -> None:
+    version = await load(engine, fake_bundle)
+    waiting = [asyncio.create_task(engine.score(version, ids(sequence))) for sequence in ([CRASH_ID], [10], [11])]
+    for task in waiting:
+        with pytest.raises(NotReady):
+            await task
+    assert not engine.is_alive
+    with pytest.raises(NotReady):
+        await engine.score(version, ids([10]))
+
+
+async def test_ctrl_c_is_left_to_the_parent(engine: EngineProcess, fake_bundle: Path) -> None:
+    version = await load(engine, fake_bundle)
+    assert engine.pid is not None
+    os.kill(engine.pid, signal.SIGINT)
+    assert (await engine.score(version, ids([10]))).computed_tokens == 1
+
+
+async def test_the_child_has_the_threads_it_was_given(fake_bundle: Path) -> None:
+    process = EngineProcess(loader="tests.server.fake_engine:load_thread_counter", num_threads=7)
+    await process.start()
+    try:
+        loaded = await process.load(fake_bundle, device="cpu", dtype="auto", token_budget=64)
+        assert loaded.device == "threads=7"
+    finally:
+        await process.stop()
+
+
+async def test_stop_ends_the_child_even_if_it_hangs(fake_bundle: Path) -> None:
+    process = EngineProcess(loader=FAKE_LOADER)
+    await process.start()
+    version = await load(process, fake_bundle)
+    pid = process.pid
+    assert pid is not None
+    child = psutil.Process(pid)
+    child.suspend()
+    waiting = asyncio.create_task(process.score(version, ids([10])))
+    await asyncio.sleep(0)
+    await process.stop()
+    with pytest.raises(NotReady):
+        await waiting
+    assert not psutil.pid_exists(pid)
+
+
+async def test_an_engine_that_hangs_does_not_hold_the_event_loop(fake_bundle: Path) -> None:
+    """The child is stopped, and the message to it is larger than the pipe: a send on the loop would never return."""
+    engine = EngineProcess(loader=FAKE_LOADER)
+    async with serving(fake_bundle, engine, token_budget=4_000_000) as service:
+        assert engine.pid is not None
+        child = psutil.Process(engine.pid)
+        child.suspend()
+        sequences = [{"token_ids": [10 + n % 50] * 80} for n in range(4000)]
+        waiting = asyncio.create_task(service.http.post("/score", json={"inputs": sequences}))
+        scheduler = service.runtime._scheduler
+        while scheduler.queued_tokens == 0:  # noqa: ASYNC110 - until it is on its way to the engine
+            await asyncio.sleep(0)
+        for path in ("/healthz", "/readyz", "/v1/ensembles"):
+            assert (await service.http.get(path)).status_code == 200
+        assert not waiting.done()
+        child.resume()
+        assert (await waiting).status_code == 200
+
+
+async def test_a_dead_engine_makes_the_server_unready(fake_bundle: Path) -> None:
+    engine = EngineProcess(loader=FAKE_LOADER)
+    async with serving(fake_bundle, engine) as service:
+        died = await service.http.post("/score", json={"inputs": [{"token_ids": [CRASH_ID]}]})
+        after = await service.http.post("/score", json={"inputs": [{"token_ids": [10]}]})
+        ready = await service.http.get("/readyz")
+        assert (await service.http.get("/healthz")).status_code == 200
+    for reply in (died, after, ready):
+        assert reply.status_code == 503
+        assert reply.json()["error"]["code"] == "not_ready"
+        assert reply.json()["error"]["retryable"] is True
