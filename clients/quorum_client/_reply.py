@@ -54,7 +54,7 @@ def parse_reply(call: Call[AnswerT], reply: Reply) -> AnswerT:
     except ValidationError as error:
         raise _unexpected(reply, f"is not a {call.answer_type.__name__}: {describe_invalid(error)}") from error
     if call.verify is not None and not call.verify(answer):
-        raise _unexpected(reply, f"answers {call.path} with another number of results than was asked for")
+        raise _unexpected(reply, f"does not fit the request: {call.path} was asked for another number of results")
     return answer
 
 

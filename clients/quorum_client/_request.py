@@ -8,6 +8,7 @@ Sends nothing and knows no clock: answers are `_reply`'s, trying again is `_retr
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Literal, TypedDict, TypeVar
@@ -98,7 +99,10 @@ def _plain(items: Sequence[object]) -> list[object]:
 def _post(
     path: str, request: BaseModel, answer_type: type[AnswerT], verify: Callable[[AnswerT], bool] | None = None
 ) -> Call[AnswerT]:
-    return Call("POST", path, answer_type, request.model_dump_json(exclude_none=True).encode(), verify)
+    # Not pydantic's own JSON: it cannot encode a lone surrogate. Escaped, it reaches the server, which refuses that one
+    # item and scores its neighbours.
+    body = json.dumps(request.model_dump(exclude_none=True), allow_nan=False, separators=(",", ":"))
+    return Call("POST", path, answer_type, body.encode(), verify)
 
 
 def make_score_request(

@@ -38,7 +38,7 @@ def next_delay_s(
     """
     if not error.retryable or attempt > max_retries:
         raise error
-    delay_s = jitter * min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0 ** (attempt - 1))
+    delay_s = jitter * min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0 ** min(attempt - 1, 30))
     if error.retry_after_s is not None:
         delay_s = max(delay_s, error.retry_after_s)
     if elapsed_s + delay_s >= deadline_s:

@@ -45,7 +45,7 @@ class Line:
     @property
     def prompt_key(self) -> str:
         """Equal for equal prompts."""
-        return self.item.model_dump_json(include={"prompt"})
+        return json.dumps(self.item.model_dump(include={"prompt"}))
 
     @property
     def opening(self) -> bytes:

@@ -104,7 +104,7 @@ def resume(path: Path, lines: Iterator[Line], *, by_prompt: bool) -> Resumed:
         else:
             is_torn = True
             expected = b"" if line is None else line.opening
-            if written[: len(expected)] != expected[: len(written)]:
+            if (line is None and written) or written[: len(expected)] != expected[: len(written)]:
                 raise CannotResume(path, f"line {number} is not the beginning of that line of the input")
             rest = lines if line is None else chain([line], lines)
     if by_prompt and last_run:
