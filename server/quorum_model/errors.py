@@ -8,7 +8,8 @@ QuorumError
     ├── BackboneMismatch   422  backbone_mismatch    the backbone's weights are not those it was trained on
     ├── BackboneNotFound   422  backbone_not_found   source unknown, or a package or hub is out of reach
     ├── Unsupported        422  unsupported          a model or adapter that would not be exact here
-    └── SelfTestFailed     422  self_test_failed     loaded, but its golden scores do not come out
+    ├── SelfTestFailed     422  self_test_failed     loaded, but its golden scores do not come out
+    └── CalibrationFailed  422  calibration_failed   held-out scores from which no calibration follows
 """
 
 from __future__ import annotations
@@ -63,6 +64,12 @@ class SelfTestFailed(BundleError):
     """The loaded model does not reproduce the scores that the bundle says it gives."""
 
     code = "self_test_failed"
+
+
+class CalibrationFailed(BundleError):
+    """No scale or temperature follows from these scores: they are not finite, all equal, or there are none."""
+
+    code = "calibration_failed"
 
 
 class ItemRejected(QuorumError):
