@@ -59,7 +59,7 @@ def require_members(mode: Mode, num_members: int) -> None:
 
 
 def mean(members: FloatArray) -> FloatArray:
-    """Mean over members. Args: members: shape (K, B). Returns: shape (B,)."""
+    """Mean over members: (K, B) -> (B,)."""
     result: FloatArray = np.mean(members, axis=0)
     return result
 

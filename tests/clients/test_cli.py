@@ -89,10 +89,13 @@ def test_extras_go_by_package() -> None:
     assert cli._EXTRAS == {"quorum_model": "model", "quorum_server": "server", "quorum_trainer": "trainer"}
 
 
-@pytest.mark.parametrize("module", ["quorum_server.gone", "no_such_module"])
-def test_a_defect_is_not_taken_for_a_missing_extra(register: Callable[..., None], module: str) -> None:
-    # A module of ours that is not there, or a package that no extra brings: the traceback is what helps.
-    register(work=(f"cmd_f_{len(module)}", f"import {module}"))
+@pytest.mark.parametrize(("package", "module"), [("own_a", "quorum_server.gone"), ("foreign_a", "no_such_module")])
+def test_a_defect_is_not_taken_for_a_missing_extra(
+    register: Callable[..., None], monkeypatch: pytest.MonkeyPatch, package: str, module: str
+) -> None:
+    # A module of ours that is not there, or a command of a package that has no extra: the traceback is what helps.
+    monkeypatch.setitem(cli._EXTRAS, "own_a", "server")
+    register(work=(f"{package}.command", f"import {module}"))
     result = runner.invoke(cli.app, ["work"])
     assert isinstance(result.exception, ModuleNotFoundError)
 
