@@ -20,7 +20,6 @@ from quorum_client.types import EnsembleInfo, MemberInfo, ScoreItem
 from quorum_model.bundle.manifest import Manifest
 from quorum_model.bundle.read import Bundle, read_bundle, resolve_bundle
 from quorum_model.errors import BundleCorrupt
-from quorum_model.prompts import load_prompt_encoder
 from quorum_model.scoring import ScoringContext
 from quorum_server.engine.messages import Loaded
 
@@ -114,6 +113,10 @@ def _read(source: str) -> Bundle:
 
 
 def _make_context(bundle: Bundle) -> ScoringContext:
+    # Imported here and not above: the tokenizer's libraries take seconds to import, and meanwhile the engine, started
+    # before, imports its own, and the server already answers /healthz.
+    from quorum_model.prompts import load_prompt_encoder
+
     encoder = load_prompt_encoder(bundle)
     # The first encoding settles the tokenizer's own truncation and padding; afterwards threads may share it.
     encoder.encode(ScoreItem(text="a"))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,11 +128,3 @@ def test_an_address_that_is_taken_ends_the_command(running: ServerProcess, bundl
     assert out == ""
     assert "error: cannot listen on 127.0.0.1:" in err
     end(process)
-
-
-def test_sigterm_ends_a_real_server_in_order(bundle: Path) -> None:
-    with server(REAL_ENGINE, bundle) as process:
-        engine = process.engine
-        process.process.send_signal(signal.SIGTERM)
-        assert process.wait() == 0
-        assert not engine.is_running()

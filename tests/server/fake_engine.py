@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from quorum_model.bundle.read import read_bundle
 from quorum_server.engine.messages import Loaded, Scores, TokenIds
 
 CRASH_ID = 5
@@ -55,8 +56,6 @@ class FakeEngine:
         self.is_alive = False
 
     async def load(self, path: Path, *, device: str, dtype: str, token_budget: int) -> Loaded:
-        from quorum_model.bundle.read import read_bundle
-
         bundle = read_bundle(path)
         self.num_members = len(bundle.manifest.members)
         return Loaded(0, bundle.version, self.num_members, "cpu", "float32", "packed")

@@ -73,7 +73,7 @@ class EngineProcess:
         self._process, self._connection, self._is_alive = process, ours, True
         self._reader = threading.Thread(
             target=_read_answers,
-            args=(ours, asyncio.get_running_loop(), self._deliver, self._mark_dead),
+            args=(process, ours, asyncio.get_running_loop(), self._deliver, self._mark_dead),
             name="engine-reader",
             daemon=True,
         )
@@ -107,13 +107,13 @@ class EngineProcess:
         process, connection, reader = self._process, self._connection, self._reader
         if process is None or connection is None or reader is None:
             return
+        self._is_alive = False  # from here on its end is no news
         process.terminate()  # it holds nothing that needs saving
-        await asyncio.to_thread(process.join, _STOP_TIMEOUT_S)
-        if process.is_alive():
+        await asyncio.to_thread(reader.join, _STOP_TIMEOUT_S)
+        if reader.is_alive():
             process.kill()
-            await asyncio.to_thread(process.join)
-        await asyncio.to_thread(reader.join)
-        self._mark_dead()
+            await asyncio.to_thread(reader.join)
+        self._fail_waiting()
         self._sender.shutdown()
         connection.close()
         process.close()
@@ -140,10 +140,13 @@ class EngineProcess:
         if future is not None and not future.done():
             future.set_result(answer)
 
-    def _mark_dead(self) -> None:
+    def _mark_dead(self, exit_code: int | None) -> None:
         if self._is_alive:
             self._is_alive = False
-            logger.warning("the engine process has ended")
+            logger.error("the engine process has ended by itself, with exit code %s", exit_code)
+        self._fail_waiting()
+
+    def _fail_waiting(self) -> None:
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(NotReady("the engine process ended before it answered"))
@@ -156,10 +159,11 @@ def _send(connection: Connection[Request, Answer], request: Request) -> None:
 
 
 def _read_answers(
+    process: SpawnProcess,
     connection: Connection[Request, Answer],
     loop: asyncio.AbstractEventLoop,
     deliver: Callable[[Answer], None],
-    mark_dead: Callable[[], None],
+    mark_dead: Callable[[int | None], None],
 ) -> None:
     """Hand the child's answers to the event loop until the child ends (the reader thread)."""
     with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
@@ -167,7 +171,8 @@ def _read_answers(
             while True:
                 loop.call_soon_threadsafe(deliver, connection.recv())
         except (EOFError, OSError):
-            loop.call_soon_threadsafe(mark_dead)
+            process.join()  # no zombie is left
+            loop.call_soon_threadsafe(mark_dead, process.exitcode)
 
 
 def _error_of(answer: Failed, request: Request) -> QuorumError:
