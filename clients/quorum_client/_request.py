@@ -99,8 +99,7 @@ def _plain(items: Sequence[object]) -> list[object]:
 def _post(
     path: str, request: BaseModel, answer_type: type[AnswerT], verify: Callable[[AnswerT], bool] | None = None
 ) -> Call[AnswerT]:
-    # Not pydantic's own JSON: it cannot encode a lone surrogate. Escaped, it reaches the server, which refuses that one
-    # item and scores its neighbours.
+    # Not pydantic's own JSON: it cannot encode a lone surrogate. Escaped, it reaches the server, which answers for it.
     body = json.dumps(request.model_dump(exclude_none=True), allow_nan=False, separators=(",", ":"))
     return Call("POST", path, answer_type, body.encode(), verify)
 

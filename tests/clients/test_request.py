@@ -50,7 +50,7 @@ def test_inputs_may_be_items_or_any_mappings() -> None:
 
 
 def test_lone_surrogate_reaches_the_server_as_it_is() -> None:
-    # The server refuses that item alone; failing here would fail its neighbours.
+    # What it means for the item and its neighbours is the server's to say, in the one error shape.
     assert body_of(score_call([{"text": "a\ud800"}, PAIR], "none", {}))["inputs"][0] == {"text": "a\ud800"}
 
 
