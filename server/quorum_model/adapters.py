@@ -8,7 +8,7 @@ Refuses what the folded layer would not compute exactly. Knows nothing of bundle
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,7 @@ def merge_adapter(model: torch.nn.Module, state: AdapterState) -> None:
             weight.copy_((weight.to(exact) + update.to(weight.device)).to(weight.dtype))
 
 
-def stack_adapters(states: list[Mapping[str, LoraWeights]], name: str) -> tuple[Tensor, Tensor, Tensor]:
+def stack_adapters(states: Sequence[Mapping[str, LoraWeights]], name: str) -> tuple[Tensor, Tensor, Tensor]:
     """One module's updates of all members, stacked; smaller ranks and absent modules are zeros, which is exact.
 
     Returns:

@@ -52,7 +52,7 @@ class Backbone:
 
     @property
     def hidden_size(self) -> int:
-        """d."""
+        """D."""
         return int(self.body.config.get_text_config().hidden_size)
 
     @property
@@ -199,6 +199,7 @@ def wrap_backbone(model: Any, new_parameters: frozenset[str] = frozenset()) -> B
 def _position_offset(body: nn.Module) -> int:
     """RoBERTa and its kin start positions at padding_idx + 1; everyone else at 0."""
     for module in body.modules():
-        if hasattr(module, "create_position_ids_from_input_ids") and hasattr(module, "padding_idx"):
-            return int(module.padding_idx) + 1
+        padding_idx = getattr(module, "padding_idx", None)
+        if hasattr(module, "create_position_ids_from_input_ids") and isinstance(padding_idx, int):
+            return padding_idx + 1
     return 0

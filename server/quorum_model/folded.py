@@ -67,7 +67,8 @@ class FoldedLinear(nn.Module):
         low = torch.bmm(adapter_input, self.a) * self.scaling
         if shared or torch.is_grad_enabled():
             return torch.baddbmm(y, low, self.b)
-        return y.baddbmm_(low, self.b)
+        result: Tensor = y.baddbmm_(low, self.b)
+        return result
 
     def _forward_one(self, x: Tensor, member: int) -> Tensor:
         y: Tensor = self.base(x)

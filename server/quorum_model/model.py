@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -50,7 +50,7 @@ class EnsembleModel(nn.Module):
     def __init__(
         self,
         backbone: Backbone,
-        adapters: list[Mapping[str, LoraWeights]] | None,
+        adapters: Sequence[Mapping[str, LoraWeights]] | None,
         heads: list[Mapping[str, Tensor]],
         pooling: Pooling,
     ) -> None:
@@ -77,7 +77,8 @@ class EnsembleModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.backbone.body.parameters()).device
+        parameter: Tensor = next(self.backbone.body.parameters())
+        return parameter.device
 
     def forward(self, rows: Rows) -> Tensor:
         """Raw scores (K, N), before calibration, in the heads' dtype.
@@ -195,7 +196,7 @@ class EnsembleModel(nn.Module):
         return None
 
 
-def _fold(backbone: Backbone, adapters: list[Mapping[str, LoraWeights]]) -> dict[str, FoldedLinear]:
+def _fold(backbone: Backbone, adapters: Sequence[Mapping[str, LoraWeights]]) -> dict[str, FoldedLinear]:
     modules = dict(backbone.model.named_modules())
     layers = {}
     for name in sorted({name for adapter in adapters for name in adapter}):

@@ -126,7 +126,7 @@ def _pool_mean(hidden: Tensor, packing: Packing) -> Tensor:
     return sums.view(rows, count + 1, size)[:, :count] / sizes[:, :, None]
 
 
-def attend(
+def attend(  # noqa: PLR0913 - the signature is Transformers'
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -144,10 +144,16 @@ def attend(
 
     Args:
         module: the attention layer; its `is_causal` holds unless the keyword is given.
-        query: (K, H, T, D); key, value: (K, H_kv, T, D), heads not repeated.
+        query: (K, H, T, D).
+        key: (K, H_kv, T, D), heads not repeated.
+        value: (K, H_kv, T, D).
         attention_mask: None; a mask would mean that the caller pads.
+        scaling: of the scores; D^-0.5 if None.
+        dropout: 0; a backbone in training mode would have another.
+        is_causal: see `module`.
         sliding_window: key j is visible from query i iff |i - j| < sliding_window.
         softcap: scores become softcap * tanh(score / softcap) (Gemma 2).
+        **kwargs: the packing under `PACKING_KEYWORD`; what models pass besides is checked or without effect.
 
     Returns:
         ((K, T, H, D), None).

@@ -153,9 +153,8 @@ class PromptEncoder:
     def _count_prompt_tokens(self, text: str, messages: list[dict[str, str]], response: str) -> int:
         """How many of the text's tokens lie before the response and the header that announces it."""
         prompt_text = self._render(messages)
-        if text.startswith(prompt_text):
-            boundary = len(prompt_text)
-        else:  # the template closes or rewrites the last turn: take the response's own place
+        boundary = len(prompt_text)
+        if not text.startswith(prompt_text):  # the template rewrites earlier turns: take the response's own place
             boundary = max(text.rfind(response.strip()), 0)
         offsets = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         count = sum(1 for start, _ in offsets if start < boundary)

@@ -25,7 +25,6 @@ _ENCODER = {
 }
 # Grouped queries (2 key heads for 4 query heads), and pad token equal to eos, as with Llama and Qwen reward models.
 _DECODER = {**_ENCODER, "num_key_value_heads": 2, "pad_token_id": 2, "eos_token_id": 2, "bos_token_id": 1}
-_ROPE_LOCAL = {"sliding_window": 8}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +56,13 @@ ARCHITECTURES = [
             "sep_token_id": 2,
         },
         "first",
-    ),  # fmt: skip
+    ),
     Architecture(
         "distilbert",
         transformers.DistilBertConfig,
         {"vocab_size": VOCAB, "dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 48, "max_position_embeddings": 80},
         "first",
-    ),  # fmt: skip
+    ),
     Architecture("electra", transformers.ElectraConfig, {**_ENCODER, "embedding_size": 32}, "first"),
     Architecture("llama", transformers.LlamaConfig, _DECODER, "last"),
     Architecture("qwen3", transformers.Qwen3Config, {**_DECODER, "head_dim": 8}, "last"),
@@ -94,7 +93,7 @@ ARCHITECTURES = [
             "eos_token_id": 2,
         },
         "last",
-    ),  # fmt: skip
+    ),
     Architecture(
         "deberta-v3",
         transformers.DebertaV2Config,
@@ -109,7 +108,7 @@ ARCHITECTURES = [
         },
         "first",
         packs=False,
-    ),  # fmt: skip
+    ),
 ]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ RAISE_ID = 6
 """A token id at which the fake scorer raises."""
 NAN_ID = 7
 """A token id that makes the first member's score NaN."""
+HANG_ID = 8
+"""A token id at which the fake scorer never returns."""
 
 
 def fake_raw(sequences: Sequence[Sequence[int]], num_members: int) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -91,6 +94,8 @@ class FakeScorer:
         ids = {token_id for sequence in sequences for token_id in sequence}
         if CRASH_ID in ids:
             os._exit(3)
+        if HANG_ID in ids:
+            threading.Event().wait()
         if RAISE_ID in ids:
             raise ValueError("the fake engine was told to fail")
         return _RawScores(fake_raw(sequences, self.num_members), sum(map(len, sequences)))

@@ -15,7 +15,7 @@ from quorum_model.model import EnsembleModel
 from quorum_trainer.batches import endless_order, step_rows
 from quorum_trainer.config import Optimisation
 from quorum_trainer.data import EncodedPair
-from quorum_trainer.loop import train_phase, trainables_of
+from quorum_trainer.loop import train_phase, train_step, trainables_of
 from tests.reference.peft_oracle import peft_model
 from tests.reference.tiny_models import ARCHITECTURES, make_model, random_member, random_sequences
 
@@ -39,6 +39,13 @@ def make_pairs() -> list[EncodedPair]:
     ]
 
 
+def one_score(model: Any, ids: list[int]) -> torch.Tensor:
+    score: torch.Tensor = model(
+        input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long)
+    ).logits[0, 0]
+    return score
+
+
 def peft_losses(model: Any, pairs: list[EncodedPair], seed: int, steps: int) -> list[float]:
     """Plain PEFT: one model, one unpadded sequence at a time, PyTorch's own clip and AdamW, loss written out."""
     trained = [p for n, p in model.named_parameters() if "lora_" in n or "modules_to_save" in n]
@@ -52,10 +59,7 @@ def peft_losses(model: Any, pairs: list[EncodedPair], seed: int, steps: int) -> 
         batch = [pairs[next(order)] for _ in range(4)]
         preference, centring = [], []
         for pair in batch:
-            chosen, rejected = (
-                model(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long)).logits[0, 0]
-                for ids in (pair.chosen, pair.rejected)
-            )  # fmt: skip
+            chosen, rejected = (one_score(model, ids) for ids in (pair.chosen, pair.rejected))
             preference.append(-torch.nn.functional.logsigmoid(chosen - rejected))
             centring.append((chosen + rejected) ** 2)
         optimizer.zero_grad()
@@ -121,8 +125,6 @@ def test_shared_parameters_get_the_mean_of_the_members_gradients() -> None:
         model = EnsembleModel(copied, None, [heads[index] for index in which], "first")
         trainables = trainables_of(model, backbone=True)
         optimizer = torch.optim.SGD([*trainables.shared, *trainables.heads], lr=0.0)
-        from quorum_trainer.loop import train_step
-
         train_step(model, trainables, rows, optimizer, clip=1e9, gamma=GAMMA)
         weight = copied.body.encoder.layer[0].attention.self.query.weight
         head = model.heads.parameters_by_name["classifier/weight"]

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,8 +71,9 @@ def train_ensemble(
     notify = on_phase or (lambda _name: None)
     backbone = load_backbone(folder)
     pooling = default_pooling(backbone) if config.pooling is None else config.pooling
-    heads: list[Mapping[str, Tensor]] = [draw_head(backbone, _stream(seed, _STREAM_HEAD)) for seed in
-                                         config.member_seeds()]  # fmt: skip
+    heads: list[Mapping[str, Tensor]] = [
+        draw_head(backbone, _stream(seed, _STREAM_HEAD)) for seed in config.member_seeds()
+    ]
     history = {}
     first: _PhaseOneResult | None = None
     if config.phase1 is not None:
@@ -86,7 +86,13 @@ def train_ensemble(
     else:
         model = EnsembleModel(backbone, None, heads, pooling)
     model.eval().requires_grad_(False)
-    return TrainedEnsemble(model, pooling, first and first.shared_adapter, first and first.backbone_weights, history)
+    return TrainedEnsemble(
+        model,
+        pooling,
+        shared_adapter=first.shared_adapter if first is not None else None,
+        backbone_weights=first.backbone_weights if first is not None else None,
+        history=history,
+    )
 
 
 def default_pooling(backbone: Backbone) -> Pooling:
@@ -153,7 +159,7 @@ def _start_phase_two(
     config: TrainConfig, options: PhaseTwo, backbone: Backbone, heads: list[Mapping[str, Tensor]], pooling: Pooling
 ) -> EnsembleModel:
     seeds = config.member_seeds()
-    adapters: list[Any] = [draw_adapter(backbone, options.lora, _stream(seed, _STREAM_ADAPTER)) for seed in seeds]
+    adapters = [draw_adapter(backbone, options.lora, _stream(seed, _STREAM_ADAPTER)) for seed in seeds]
     model = EnsembleModel(backbone, adapters, heads, pooling)
     _add_dropout(model, options.lora.dropout, [_stream_seed(seed, _STREAM_DROPOUT) for seed in seeds])
     return model

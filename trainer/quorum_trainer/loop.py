@@ -142,7 +142,7 @@ def train_step(
     chosen, rejected = scores[:, :half], scores[:, half:]
     preference = bradley_terry(chosen, rejected)
     loss = preference + gamma * centring(chosen, rejected)
-    loss.sum().backward()
+    torch.autograd.backward(loss.sum())
     if trainables.shared:
         _mean_over_members(trainables.shared, model.num_members)
         torch.nn.utils.clip_grad_norm_(trainables.shared, clip)

@@ -14,7 +14,8 @@ def bradley_terry(chosen: Tensor, rejected: Tensor) -> Tensor:
     """-log sigmoid(r_chosen - r_rejected), each member's mean over its pairs (arXiv 2401.16635, equation 1).
 
     Args:
-        chosen: (K, P). rejected: (K, P).
+        chosen: (K, P).
+        rejected: (K, P).
 
     Returns:
         (K,).
@@ -28,7 +29,8 @@ def centring(chosen: Tensor, rejected: Tensor) -> Tensor:
     Bradley-Terry leaves an offset free; this pulls it to zero, so that it does not inflate the std over members.
 
     Args:
-        chosen: (K, P). rejected: (K, P).
+        chosen: (K, P).
+        rejected: (K, P).
 
     Returns:
         (K,).

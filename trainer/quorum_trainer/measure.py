@@ -33,7 +33,8 @@ def measure(chosen: NDArray[np.float64], rejected: NDArray[np.float64], pairs: S
     """Calibrate on held-out pairs and say how good they are.
 
     Args:
-        chosen: (K, P) raw scores. rejected: (K, P).
+        chosen: (K, P) raw scores.
+        rejected: (K, P) raw scores.
         pairs: the P pairs they belong to.
     """
     means, scales = fit_member_calibration(chosen, rejected)

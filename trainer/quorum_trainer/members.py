@@ -85,7 +85,8 @@ def clip_members(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
         The norms before clipping, (K,).
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
+    each = [torch.linalg.vector_norm(gradient.flatten(1), dim=1) for gradient in gradients]
+    norms: Tensor = torch.linalg.vector_norm(torch.stack(each), dim=0)
     # As torch.nn.utils.clip_grad_norm_ does it, so that one member equals one model.
     factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)
     for gradient in gradients:

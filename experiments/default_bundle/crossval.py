@@ -1,0 +1,123 @@
+"""Cross-validation of the default recipe on hh_harmless, train and dev together, and what phase 1 is worth.
+
+    QUORUM_DATA=... python experiments/default_bundle/crossval.py --fold 0 [--phase1 none|shared_adapter|full]
+
+Trains the recipe of config.yaml on every source, with hh_harmless replaced by the folds other than the one asked for
+(by prompt), and scores that fold. Writes one JSON file a fold to results/, so that a run can stop between folds;
+`--summary` adds up what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quorum_model.backbone import is_decoder, load_tokenizer, resolve_backbone
+from quorum_model.calibration import fit_member_calibration, normalize
+from quorum_model.prompts import PromptEncoder, default_prompt_format
+from quorum_trainer.config import TrainConfig, read_config
+from quorum_trainer.data import EncodedPair, assign_folds, encode_pairs, read_pairs, split_held_out, take
+from quorum_trainer.ensemble import train_ensemble
+from quorum_trainer.loop import score_pairs
+from quorum_trainer.measure import accuracies
+
+HERE = Path(__file__).parent
+NUM_FOLDS = 5
+SOURCE = "hh_harmless"
+
+
+def variant_of(config: TrainConfig, phase1: str) -> TrainConfig:
+    """The recipe with another phase 1; the full fine-tune at a learning rate that suits it."""
+    assert config.phase1 is not None
+    changes: dict[str, Any] = {
+        "shared_adapter": {},
+        "none": {"phase1": None},
+        "full": {"phase1": config.phase1.model_copy(update={"method": "full", "lr": 5e-5, "head_lr": 5e-4})},
+    }[phase1]
+    return config.model_copy(update=changes)
+
+
+def folds_of(config: TrainConfig, encoder: PromptEncoder, fold: int) -> tuple[list[EncodedPair], list[EncodedPair]]:
+    """Training pairs of every source, and the pairs of hh_harmless that the fold holds out."""
+    train: list[EncodedPair] = []
+    for source in config.data:
+        if source.name != SOURCE:
+            kept, _ = split_held_out(read_pairs(Path(source.path)), source.held_out, config.seed)
+            train += encode_pairs(encoder, take(kept, source.max_pairs, config.seed), source.name)
+    folder = Path(os.environ["QUORUM_DATA"]) / "hh_harmless"
+    pairs = [pair for name in ("train", "dev") for pair in read_pairs(folder / f"{name}_pairs.jsonl.gz")]
+    encoded = encode_pairs(encoder, pairs, SOURCE)
+    assigned = assign_folds(pairs, NUM_FOLDS, seed=config.seed)
+    train += [pair for pair, own in zip(encoded, assigned, strict=True) if own != fold]
+    return train, [pair for pair, own in zip(encoded, assigned, strict=True) if own == fold]
+
+
+def run_fold(fold: int, phase1: str) -> dict[str, Any]:
+    """Train and score one fold."""
+    config = variant_of(read_config(HERE / "config.yaml"), phase1)
+    folder = resolve_backbone(config.backbone)
+    tokenizer = load_tokenizer(folder)
+    prompt, bos_ids, eos_ids = default_prompt_format(tokenizer, is_decoder=is_decoder(folder))
+    encoder = PromptEncoder(
+        tokenizer, template=prompt.template, bos_ids=bos_ids, eos_ids=eos_ids, max_length=config.max_length,
+        truncation=config.truncation,
+    )  # fmt: skip
+    train, held_out = folds_of(config, encoder, fold)
+    started = time.monotonic()
+    trained = train_ensemble(config, folder, train, lambda name: lambda step, total, losses: _log(name, step, total,
+                                                                                                  losses))  # fmt: skip
+    seconds = time.monotonic() - started
+    chosen, rejected = (scores.numpy() for scores in score_pairs(trained.model, held_out, 8192))
+    means, scales = fit_member_calibration(chosen, rejected)
+    margins = normalize(chosen, means, scales) - normalize(rejected, means, scales)
+    return {
+        "fold": fold,
+        "folds": NUM_FOLDS,
+        "phase1": phase1,
+        "seconds": round(seconds),
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        **accuracies(margins, held_out)[SOURCE],
+    }
+
+
+def _log(name: str, step: int, total: int, losses: list[float]) -> None:
+    if step % 20 == 0 or step == total:
+        print(f"{name} {step}/{total} loss {sum(losses) / len(losses):.4f}", flush=True)
+
+
+def summary(phase1: str) -> dict[str, Any]:
+    """Accuracies over all folds of a variant, weighted by pairs."""
+    rows = [json.loads(path.read_text()) for path in sorted((HERE / "results").glob(f"crossval-{phase1}-*.json"))]
+    pairs = sum(row["num_pairs"] for row in rows)
+    keys = ("ensemble_mean", "members_average", "longer_wins", "shorter_wins")
+    means = {key: round(sum(row[key] * row["num_pairs"] for row in rows) / pairs, 4) for key in keys}
+    return {"phase1": phase1, "folds_done": len(rows), "num_pairs": pairs, **means}
+
+
+def main() -> None:
+    """Run one fold, or add up."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--fold", type=int, choices=range(NUM_FOLDS))
+    parser.add_argument("--phase1", default="shared_adapter", choices=("none", "shared_adapter", "full"))
+    parser.add_argument("--summary", action="store_true")
+    options = parser.parse_args()
+    if options.fold is not None:
+        result = run_fold(options.fold, options.phase1)
+        path = HERE / "results" / f"crossval-{options.phase1}-{options.fold}.json"
+        path.write_text(json.dumps(result, indent=2) + "\n")
+        print(json.dumps(result))
+    if options.summary:
+        print(json.dumps(summary(options.phase1)))
+
+
+if __name__ == "__main__":
+    main()
