@@ -109,8 +109,7 @@ def center_group(scores: FloatArray, groups: Sequence[int]) -> tuple[FloatArray,
     sums = np.zeros((len(sizes), scores.shape[0]))
     np.add.at(sums, inverse[finite], scores[:, finite].T)
     alone = finite & (sizes[inverse] < 2)
-    with np.errstate(invalid="ignore"):
-        centred = np.where(finite, scores, np.nan) - (sums / np.maximum(sizes, 1.0)[:, None])[inverse].T
+    centred = np.where(finite, scores, np.nan) - (sums / np.maximum(sizes, 1.0)[:, None])[inverse].T
     centred[:, alone] = np.nan
     return centred, alone
 

@@ -467,9 +467,10 @@ def test_compare_errors_stay_with_their_pair() -> None:
     assert broken.error is not None
     assert broken.error.code == "non_finite_score"
     assert (broken.probability, broken.margin, broken.members) == (None, None, None)
-    with pytest.raises(InvalidRequest) as caught:
-        compare(CompareRequest(prompt="p", a="n", b="z"), raw=np.full((3, 2), np.nan, np.float32))
-    assert caught.value.code == "non_finite_score"
+    for bad in (np.nan, np.inf):  # inf - inf must not even warn
+        with pytest.raises(InvalidRequest) as caught:
+            compare(CompareRequest(prompt="p", a="n", b="z"), raw=np.full((3, 2), bad, np.float32))
+        assert caught.value.code == "non_finite_score"
 
 
 def test_compare_with_one_member_has_no_std() -> None:

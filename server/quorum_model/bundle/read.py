@@ -61,7 +61,7 @@ def resolve_bundle(source: str) -> Path:
             raise BundleError("this installation carries no default bundle; give a bundle's folder or hub id")
         return shipped
     path = Path(source).expanduser()
-    if path.exists():
+    if source and path.exists():
         return path
     hub_id = _HUB_ID.fullmatch(source)
     if hub_id is None or source.startswith((".", "/", "~")):

@@ -184,7 +184,10 @@ def _comparisons(context: ScoringContext, prepared: PreparedComparisons, raw: Ra
 
 
 def _columns(context: ScoringContext, texts: list[Encoded], raw: RawScores) -> FloatArray:
-    """The scores of each text, shape (K, len(texts)): NaN where it has none, or where any member's is not finite."""
+    """The scores of each text, shape (K, len(texts)).
+
+    NaN where a text has none, or where any member's is not finite: what follows meets no infinity.
+    """
     num_members = len(context.manifest.members)
     columns = [text.column for text in texts]
     if raw.ndim != 2 or raw.shape[0] != num_members or max(c or 0 for c in columns) >= raw.shape[1]:
