@@ -164,7 +164,7 @@ class Scheduler:
             job.computed_tokens += shared - shared_before
             shared_before = shared
             job.parts.append(scores.raw[:, column : column + stop - start])
-            column += 0
+            column += stop - start
             if job.num_sent == len(job.sequences):
                 if not job.future.done():
                     job.future.set_result(JobScores(np.concatenate(job.parts, axis=1), job.computed_tokens))
