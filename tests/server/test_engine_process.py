@@ -139,7 +139,8 @@ async def test_an_engine_that_hangs_does_not_hold_the_event_loop(fake_bundle: Pa
         assert engine.pid is not None
         child = psutil.Process(engine.pid)
         child.suspend()
-        sequences = [{"token_ids": [10 + n % 50] * 80} for n in range(4000)]
+        # 4,000 different sequences, 1.3 MB of token ids
+        sequences = [{"token_ids": [10 + n % 50, 10 + n // 50] * 40} for n in range(4000)]
         waiting = asyncio.create_task(service.http.post("/score", json={"inputs": sequences}))
         scheduler = service.runtime._scheduler
         while scheduler.queued_tokens == 0:  # noqa: ASYNC110 - until it is on its way to the engine
