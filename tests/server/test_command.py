@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import socket
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,11 @@ async def test_the_welcome_holds_an_address_and_a_command_that_parses(
     assert words[:2] == ["curl", "-s"]
     assert words[2] == f"{address}/score"
     ScoreRequest.model_validate(json.loads(words[4]))
+
+
+def test_small_writes_are_sent_at_once() -> None:
+    """Else the head and the body of every response would lie 40 ms apart (Nagle's algorithm, delayed ACK)."""
+    with command._listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
