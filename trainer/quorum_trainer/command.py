@@ -137,7 +137,7 @@ def _progress() -> Progress:
 
 
 def _phase_bar(progress: Progress, name: str) -> OnStep:
-    """A bar for one phase; its loss is a running mean over members and steps."""
+    """A bar for one phase, or a line every 5 % where nobody watches; the loss is a running mean over members and steps."""
     task = progress.add_task(name, total=None, loss="-")
     running = 0.0
 
@@ -146,6 +146,8 @@ def _phase_bar(progress: Progress, name: str) -> OnStep:
         now = sum(losses) / len(losses)
         running = now if step == 1 else 0.95 * running + 0.05 * now
         progress.update(task, total=total, completed=step, loss=f"{running:.4f}")
+        if not console.is_terminal and (step * 20 // total > (step - 1) * 20 // total):
+            console.print(f"{name}: step {step} of {total}, loss {running:.4f}")
 
     return on_step
 

@@ -72,7 +72,8 @@ def train_ensemble(
     backbone = load_backbone(folder)
     pooling = default_pooling(backbone) if config.pooling is None else config.pooling
     heads: list[Mapping[str, Tensor]] = [
-        draw_head(backbone, _stream(seed, _STREAM_HEAD)) for seed in config.member_seeds()
+        draw_head(backbone, _stream(seed, _STREAM_HEAD), redraw_projection=config.phase1 is not None)
+        for seed in config.member_seeds()
     ]
     history = {}
     first: _PhaseOneResult | None = None

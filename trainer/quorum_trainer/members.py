@@ -59,14 +59,22 @@ def draw_adapter(backbone: Backbone, options: LoraOptions, generator: torch.Gene
     return adapter
 
 
-def draw_head(backbone: Backbone, generator: torch.Generator) -> dict[str, Tensor]:
-    """A fresh head: what the checkpoint holds of it is kept, the rest is drawn N(0, initializer_range), biases zero."""
+def draw_head(backbone: Backbone, generator: torch.Generator, *, redraw_projection: bool) -> dict[str, Tensor]:
+    """A fresh head: what the checkpoint holds of it is kept, the rest is drawn N(0, initializer_range), biases zero.
+
+    Args:
+        backbone: whose head it is.
+        generator: the member's stream.
+        redraw_projection: draw the last layer in any case. Heads that begin equal and see the same data on the same
+            backbone would stay equal; members with adapters of their own differ anyway, and gain by a trained head.
+    """
     std = float(getattr(backbone.model.config, "initializer_range", 0.02))
+    projection = [name for name, _ in backbone.head.named_parameters()][-1].rpartition(".")[0]
     state = {}
     for name, parameter in backbone.head.named_parameters():
         public = backbone.head.public_name(name)
         tensor = parameter.detach().clone()
-        if public in backbone.new_parameters:
+        if public in backbone.new_parameters or (redraw_projection and name.rpartition(".")[0] == projection):
             tensor = torch.zeros_like(tensor)
             if tensor.dim() > 1:
                 tensor.normal_(0.0, std, generator=generator)

@@ -1,0 +1,101 @@
+"""Adapters in PEFT's format: every variant that is taken scores as PEFT scores it, every other is refused."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from quorum_model.adapters import AdapterState, merge_adapter, read_adapter, write_adapter
+from quorum_model.backbone import wrap_backbone
+from quorum_model.errors import Unsupported
+from quorum_model.model import EnsembleModel
+from tests.reference.tiny_models import ARCHITECTURES, make_model, random_member, random_sequences
+
+BERT = ARCHITECTURES[0]
+TARGETS = ["query", "value", "intermediate.dense"]
+
+
+def save_with_peft(folder: Path, seed: int, **options: Any) -> Any:
+    """An adapter made and saved by PEFT itself, with random B and head; returns PEFT's model."""
+    base = make_model(BERT)
+    config = LoraConfig(
+        task_type="SEQ_CLS", modules_to_save=["classifier", "pooler"], target_modules=TARGETS, **options
+    )
+    model = get_peft_model(base, config)
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name or "modules_to_save" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.25
+    model.save_pretrained(str(folder))
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"r": 4, "lora_alpha": 8},
+        {"r": 4, "lora_alpha": 8, "use_rslora": True},
+        {
+            "r": 4,
+            "lora_alpha": 8,
+            "rank_pattern": {"query": 2},
+            "alpha_pattern": {"value": 3, "1.attention.self.query": 5},
+        },
+    ],
+    ids=["plain", "rslora", "patterns"],
+)
+def test_adapters_made_by_peft_score_as_in_peft(options: dict[str, Any], tmp_path: Path) -> None:
+    models = [save_with_peft(tmp_path / f"m{seed}", seed, **options) for seed in range(2)]
+    members = [read_adapter(tmp_path / f"m{seed}") for seed in range(2)]
+    backbone = wrap_backbone(make_model(BERT))
+    ensemble = EnsembleModel(backbone, [m.lora for m in members], [m.head for m in members], "first")
+    sequences = random_sequences([5, 12, 3])
+    with torch.inference_mode():
+        actual = ensemble([sequences]).numpy()
+    with torch.no_grad():
+        expected = np.array([[float(model(input_ids=torch.tensor([s])).logits) for s in sequences] for model in models])
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4 * expected.std())  # fp32 rounding
+    assert np.abs(expected[0] - expected[1]).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"r": 4, "use_dora": True}, "use_dora"),
+        ({"r": 4, "bias": "lora_only"}, "bias"),
+        ({"r": 4, "lora_bias": True}, "lora_bias"),
+    ],
+)
+def test_variants_that_would_not_be_exact_are_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    save_with_peft(tmp_path / "m", 0, **options)
+    with pytest.raises(Unsupported, match=message):
+        read_adapter(tmp_path / "m")
+
+
+def test_an_adapter_for_another_backbone_is_refused() -> None:
+    other = next(a for a in ARCHITECTURES if a.name == "roberta")
+    member = random_member(wrap_backbone(make_model(other)), rank=2, seed=0)
+    backbone = wrap_backbone(make_model(BERT))
+    head = random_member(backbone, rank=2, seed=0).head
+    with pytest.raises(Unsupported, match="no linear layer of this backbone"):
+        EnsembleModel(backbone, [member.lora], [head], "first")
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_merging_equals_the_adapter_beside_the_weights(name: str, tmp_path: Path) -> None:
+    architecture = next(a for a in ARCHITECTURES if a.name == name)
+    base = make_model(architecture)
+    backbone = wrap_backbone(copy.deepcopy(base))
+    member = random_member(backbone, rank=4, seed=1)
+    write_adapter(tmp_path / "shared", AdapterState(member.lora), base_source="base", alpha=8.0, head_modules=[])
+    merge_adapter(backbone.model, read_adapter(tmp_path / "shared"))
+    merged_by_peft = PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path / "shared")).merge_and_unload()
+    theirs = dict(merged_by_peft.named_parameters())
+    for key, parameter in backbone.model.named_parameters():
+        torch.testing.assert_close(parameter, theirs[key], rtol=1e-6, atol=1e-6)
