@@ -16,14 +16,16 @@ CHAT_TEMPLATE = (
 )
 
 
-def bert_like() -> PreTrainedTokenizerFast:
-    """[CLS] text [SEP]; words and single characters."""
-    vocab = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *WORDS, *(chr(c) for c in range(97, 123))]
+def bert_like(*, first: tuple[str, ...] = ("[PAD]", "[CLS]", "[SEP]")) -> PreTrainedTokenizerFast:
+    """[CLS] text [SEP]; words and single characters. first: the tokens of ids 0, 1 and 2."""
+    vocab = [*first, "[UNK]", *WORDS, *(chr(c) for c in range(97, 123))]
     vocab = list(dict.fromkeys(vocab))
     tokenizer = Tokenizer(models.WordPiece({word: i for i, word in enumerate(vocab)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B [SEP]",
+        special_tokens=[(token, first.index(token)) for token in ("[CLS]", "[SEP]")],
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]"

@@ -21,7 +21,9 @@ def save_backbone(name: str, folder: Path) -> Path:
     """A tiny random model of an architecture (no head), and a tokenizer that fits it, as a hub's folder."""
     architecture = next(a for a in ARCHITECTURES if a.name == name)
     make_model(architecture).base_model.save_pretrained(folder)
-    (llama_like() if name in ("llama", "qwen3") else bert_like()).save_pretrained(folder)
+    # RoBERTa's pad id is 1, and to Transformers a token of that id has no position.
+    encoder = bert_like(first=("[CLS]", "[PAD]", "[SEP]")) if name == "roberta" else bert_like()
+    (llama_like() if name == "llama" else encoder).save_pretrained(folder)
     return folder
 
 

@@ -137,7 +137,7 @@ def _progress() -> Progress:
 
 
 def _phase_bar(progress: Progress, name: str) -> OnStep:
-    """A bar for one phase, or a line every 5 % where nobody watches; the loss is a running mean over members and steps."""
+    """A bar for one phase, or a line every 5 % where nobody watches; its loss is a running mean."""
     task = progress.add_task(name, total=None, loss="-")
     running = 0.0
 
