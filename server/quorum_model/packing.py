@@ -185,10 +185,14 @@ def attend(  # noqa: PLR0913 - the signature is Transformers'
 def _attend_row(
     span_attention: _SpanAttention, qkv: tuple[Tensor, Tensor, Tensor], spans: list[tuple[int, int]], width: int
 ) -> Tensor:
-    query, key, value = qkv
-    pieces = [span_attention(query[:, :, s:e], key[:, :, s:e], value[:, :, s:e]).transpose(1, 2) for s, e in spans]
     rest = width - spans[-1][1]
+    sizes = [end - start for start, end in spans] + ([rest] if rest else [])
+    # Split, not sliced: the gradient of a slice is a whole row of zeros, and there would be one a sequence.
+    queries, keys, values = (tensor.split(sizes, dim=2) for tensor in qkv)
+    parts = zip(queries[: len(spans)], keys[: len(spans)], values[: len(spans)], strict=True)
+    pieces = [span_attention(query, key, value).transpose(1, 2) for query, key, value in parts]
     if rest:
+        query, _, value = qkv
         pieces.append(query.new_zeros(query.shape[0], rest, query.shape[1], value.shape[3]))
     return torch.cat(pieces, dim=1)
 
