@@ -10,6 +10,7 @@ Exit codes: 0 done, 1 a `QuorumError`, 2 wrong usage, 130 interrupted.
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated, Any
 
@@ -112,6 +113,9 @@ def quorum(
 
 def main() -> None:
     """Entry point of the `quorum` command."""
+    # OpenMP's threads spin while they wait, which costs a busy machine most of its speed (ARCHITECTURE.md has the
+    # figures). Said before any subcommand imports torch, and inherited by the engine's process.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()
 
 
