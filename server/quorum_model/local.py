@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import uuid
 
+from quorum_client.errors import EnsembleNotFound
 from quorum_client.types import (
     CompareListResponse,
     CompareRequest,
@@ -17,6 +18,7 @@ from quorum_client.types import (
     RankResponse,
     ScoreRequest,
     ScoreResponse,
+    ScoringOptions,
 )
 from quorum_model.bundle.read import read_bundle, resolve_bundle
 from quorum_model.member_scorer import MemberScorer, load_member_scorer
@@ -62,6 +64,7 @@ class LocalScorer:
 
     def score(self, request: ScoreRequest) -> ScoreResponse:
         """As POST /score."""
+        self._check_ensemble(request)
         prepared = prepare_score(self.context, request)
         scores = self.scorer.score(prepared.sequences)
         return finish_score(
@@ -70,6 +73,7 @@ class LocalScorer:
 
     def rank(self, request: RankRequest) -> RankResponse:
         """As POST /rank."""
+        self._check_ensemble(request)
         prepared = prepare_rank(self.context, request)
         scores = self.scorer.score(prepared.sequences)
         return finish_rank(
@@ -78,11 +82,17 @@ class LocalScorer:
 
     def compare(self, request: CompareRequest) -> CompareResponse | CompareListResponse:
         """As POST /compare."""
+        self._check_ensemble(request)
         prepared = prepare_compare(self.context, request)
         scores = self.scorer.score(prepared.sequences)
         return finish_compare(
             self.context, prepared, scores.raw, computed_tokens=scores.computed_tokens, response_id=_new_id()
         )
+
+    def _check_ensemble(self, request: ScoringOptions) -> None:
+        name = self.context.manifest.name
+        if request.ensemble not in (None, name, f"{name}@{self.context.version}"):
+            raise EnsembleNotFound(f"this scorer holds {name}@{self.context.version} and no other ensemble")
 
 
 def _new_id() -> str:

@@ -17,13 +17,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from quorum_model.adapters import AdapterState, merge_adapter, read_adapter
-from quorum_model.backbone import check_weights, load_backbone, resolve_backbone
+from quorum_model.backbone import cast_weights, load_backbone
 from quorum_model.bundle.golden import read_golden
 from quorum_model.bundle.manifest import Manifest
 from quorum_model.bundle.read import Bundle
 from quorum_model.errors import BundleError, HeadMissing, SelfTestFailed, Unsupported
 from quorum_model.model import Attention, EnsembleModel
 from quorum_model.packing import plan_batches
+from quorum_model.sources import check_weights, resolve_backbone
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -133,12 +134,16 @@ def load_ensemble_model(bundle: Bundle, dtype: torch.dtype, device: torch.device
     if manifest.kind not in ("single", "linear", "lora"):
         raise Unsupported(f"kind '{manifest.kind}' cannot be served by this version")
     folder = resolve_backbone(manifest.backbone.source, revision=manifest.backbone.revision, bundle_path=bundle.path)
-    check_weights(folder, manifest.backbone.weights_sha256)
+    check_weights(folder, manifest.backbone)
     backbone = load_backbone(folder)
     if manifest.shared_adapter is not None:
         # Merged in fp32, before the weights are rounded to a serving dtype.
         merge_adapter(backbone.model, read_adapter(bundle.path / manifest.shared_adapter))
-    backbone.model.to(device=device, dtype=dtype)
+    if backbone.max_positions is not None and manifest.max_length > backbone.max_positions:
+        raise Unsupported(
+            f"max_length is {manifest.max_length}, but the backbone has positions for {backbone.max_positions} tokens"
+        )
+    cast_weights(backbone.model, dtype, device)
     adapters, heads = _members(bundle)
     lora = [adapter.lora for adapter in adapters] if adapters else None
     return EnsembleModel(backbone, lora, heads, manifest.pooling).eval().requires_grad_(False)

@@ -21,7 +21,7 @@ from quorum_model.backbone import Backbone
 from quorum_model.errors import Unsupported
 from quorum_model.folded import FoldedLinear, expand_before, features_of, fold_into, is_linear, set_only_member
 from quorum_model.heads import StackedHeads
-from quorum_model.packing import ATTENTION_NAME, PACKING_KEYWORD, Packing, Pooling, Rows, pack, pool
+from quorum_model.packing import ATTENTION_NAME, PACKING_KEYWORD, PackedBatch, Packing, Pooling, Rows, pack, pool
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class EnsembleModel(nn.Module):
         pooling: which vector of a sequence the head sees.
 
     Raises:
-        Unsupported: an adapter on a module that is not a linear layer of this backbone.
+        Unsupported: an adapter on a module that is not a linear layer of this backbone, or a pooling without sense.
         HeadMissing: a member's head is incomplete.
     """
 
@@ -58,6 +58,8 @@ class EnsembleModel(nn.Module):
         self.backbone = backbone
         self.model: nn.Module = backbone.model
         self.heads = StackedHeads(backbone.head, heads)
+        if pooling == "first" and backbone.is_causal:
+            raise Unsupported("the first token of a causal backbone has seen nothing: pool by last or mean")
         self.pooling: Pooling = pooling
         self.num_members = len(heads)
         self.num_adapters = len(adapters) if adapters else 1
@@ -105,11 +107,14 @@ class EnsembleModel(nn.Module):
         hidden: Tensor = self.backbone.body(**inputs).last_hidden_state
         return hidden
 
-    def _pooled_packed(self, rows: Rows) -> Tensor:
-        batch = pack(rows, position_offset=self.backbone.position_offset, device=self.device)
-        hidden = self._body(
+    def _run(self, batch: PackedBatch) -> Tensor:
+        return self._body(
             input_ids=batch.input_ids, position_ids=batch.position_ids, **{PACKING_KEYWORD: batch.packing}
         )
+
+    def _pooled_packed(self, rows: Rows) -> Tensor:
+        batch = pack(rows, position_offset=self.backbone.position_offset, device=self.device)
+        hidden = self._run(batch)
         layers = self.backbone.body.config.get_text_config().num_hidden_layers
         if batch.packing.num_attention_calls != layers:
             raise RuntimeError(
@@ -156,8 +161,11 @@ class EnsembleModel(nn.Module):
             layer.register_forward_pre_hook(lambda _m, _a, name=name: ran.append(name))
             for name, layer in self.folded.items()
         ]
-        with torch.no_grad():
-            self._body(input_ids=torch.tensor([self._probe_row()[0]], device=self.device))
+        try:
+            with torch.no_grad():
+                self._body(input_ids=torch.tensor([self._probe_row()[0]], device=self.device))
+        except AttributeError as error:  # a model that reads a layer's weight instead of calling the layer
+            raise Unsupported(f"this backbone does not call one of its adapted layers: {error}") from error
         for hook in hooks:
             hook.remove()
         if not ran:
@@ -191,8 +199,30 @@ class EnsembleModel(nn.Module):
             except (RuntimeError, TypeError, ValueError, IndexError) as error:
                 return f"packed attention failed: {error}"
         difference = float((packed - plain).norm() / plain.norm())
-        if difference > _PACKING_TOLERANCE[body.dtype]:
+        if not difference <= _PACKING_TOLERANCE[body.dtype]:  # NaN is no agreement either
             return f"packed and plain hidden states differ by {difference:.2g} of their norm"
+        return self._unseen_window()
+
+    def _unseen_window(self) -> str | None:
+        """Short probes do not reach a sliding window: every layer that has one must have told its attention so.
+
+        Some models put the window into the mask alone, which packed attention does not take.
+        """
+        config = self.backbone.body.config.get_text_config()
+        batch = pack([self._probe_row()], position_offset=self.backbone.position_offset, device=self.device)
+        with torch.no_grad():
+            self._run(batch)
+        types = getattr(config, "layer_types", None)
+        window = getattr(config, "sliding_window", None) or getattr(config, "local_attention", None)
+        expected = config.num_hidden_layers if window else 0
+        if types is not None:
+            expected = sum(kind == "sliding_attention" for kind in types)
+        if any(kind not in ("sliding_attention", "full_attention") for kind in types or ()):
+            return f"it has layers of a kind that packed attention does not know: {sorted(set(types or ()))}"
+        if batch.packing.num_windowed_calls != expected:
+            return (
+                f"{expected} layers have a sliding window, {batch.packing.num_windowed_calls} told their attention so"
+            )
         return None
 
 
@@ -218,4 +248,5 @@ def _fold(backbone: Backbone, adapters: Sequence[Mapping[str, LoraWeights]]) -> 
 def _place(
     base: nn.Module, like: Tensor, a: Tensor, b: Tensor, scaling: Tensor
 ) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
-    return base, a.to(like), b.to(like), scaling.to(like)
+    exact = torch.float64 if like.dtype == torch.float64 else torch.float32
+    return base, a.to(like), b.to(like), scaling.to(like.device, exact)

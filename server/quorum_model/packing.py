@@ -25,6 +25,19 @@ from transformers import AttentionInterface
 ATTENTION_NAME = "quorum_packed"
 PACKING_KEYWORD = "quorum_packing"
 
+# What models hand to every attention function and what changes nothing in it.
+_HARMLESS = frozenset(
+    {
+        PACKING_KEYWORD,
+        "position_ids",
+        "cache_position",
+        "use_cache",
+        "output_attentions",
+        "output_hidden_states",
+        "deterministic",
+    }
+)
+
 Pooling = Literal["last", "first", "mean"]
 Rows = Sequence[Sequence[Sequence[int]]]
 """Token ids by row, sequence and position."""
@@ -41,6 +54,7 @@ class Packing:
         self.lengths = [list(row) for row in lengths]
         self.spans = [list(zip(accumulate(row, initial=0), accumulate(row), strict=False)) for row in self.lengths]
         self.num_attention_calls = 0
+        self.num_windowed_calls = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +167,7 @@ def attend(  # noqa: PLR0913 - the signature is Transformers'
         is_causal: see `module`.
         sliding_window: key j is visible from query i iff |i - j| < sliding_window.
         softcap: scores become softcap * tanh(score / softcap) (Gemma 2).
-        **kwargs: the packing under `PACKING_KEYWORD`; what models pass besides is checked or without effect.
+        **kwargs: the packing under `PACKING_KEYWORD`, and what has no effect on attention; anything else is refused.
 
     Returns:
         ((K, T, H, D), None).
@@ -164,10 +178,11 @@ def attend(  # noqa: PLR0913 - the signature is Transformers'
     packing = kwargs.get(PACKING_KEYWORD)
     if not isinstance(packing, Packing):
         raise RuntimeError("packed attention was called without its packing")
-    unknown = [name for name in ("s_aux", "position_bias") if kwargs.get(name) is not None]
+    unknown = sorted(name for name, value in kwargs.items() if value is not None and name not in _HARMLESS)
     if attention_mask is not None or unknown or dropout:
         raise RuntimeError(f"packed attention knows no mask, dropout or {unknown}")
     packing.num_attention_calls += 1
+    packing.num_windowed_calls += sliding_window is not None
     causal = is_causal if is_causal is not None else bool(getattr(module, "is_causal", True))
     span_attention = _SpanAttention(causal, scaling, sliding_window, softcap)
     rows, _, width, _ = query.shape
@@ -188,7 +203,7 @@ def _attend_row(
     rest = width - spans[-1][1]
     sizes = [end - start for start, end in spans] + ([rest] if rest else [])
     # Split, not sliced: the gradient of a slice is a whole row of zeros, and there would be one a sequence.
-    queries, keys, values = (tensor.split(sizes, dim=2) for tensor in qkv)
+    queries, keys, values = (torch.split(tensor, sizes, dim=2) for tensor in qkv)
     parts = zip(queries[: len(spans)], keys[: len(spans)], values[: len(spans)], strict=True)
     pieces = [span_attention(query, key, value).transpose(1, 2) for query, key, value in parts]
     if rest:

@@ -15,10 +15,10 @@ from typing import Any
 import jinja2
 
 from quorum_client.types import Message, ScoreItem, Truncate
-from quorum_model.backbone import load_tokenizer, resolve_backbone
 from quorum_model.bundle.manifest import PromptFormat, fingerprint_of
 from quorum_model.bundle.read import Bundle
 from quorum_model.errors import ItemRejected
+from quorum_model.sources import check_tokenizer, load_tokenizer, resolve_backbone, vocabulary_size
 
 PLAIN_TEMPLATE = (
     "{% set names = {'system': 'System', 'user': 'Human', 'assistant': 'Assistant', 'tool': 'Tool'} %}"
@@ -38,11 +38,11 @@ class EncodedItem:
     truncated: bool
 
 
-def default_prompt_format(tokenizer: Any, *, is_decoder: bool) -> tuple[PromptFormat, list[int], list[int]]:
-    """The prompt format of a new ensemble: the tokenizer's own template and special tokens, else the plain one.
+def default_prompt_format(tokenizer: Any, *, is_causal: bool) -> tuple[PromptFormat, list[int], list[int]]:
+    """The prompt format of a new ensemble: the tokenizer's own template and special tokens, or the plain one.
 
-    A decoder under the plain template is closed by EOS where its tokenizer adds none, so that the pooled last token is
-    the same for every text.
+    A causal backbone under the plain template is closed by EOS where its tokenizer adds none, so that the pooled last
+    token is the same for every text.
 
     Returns:
         (format, bos_ids, eos_ids).
@@ -50,7 +50,7 @@ def default_prompt_format(tokenizer: Any, *, is_decoder: bool) -> tuple[PromptFo
     bos_ids, eos_ids = special_ids(tokenizer)
     template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else PLAIN_TEMPLATE
     origin = "tokenizer" if template is tokenizer.chat_template else "plain"
-    if is_decoder and origin == "plain" and not eos_ids and tokenizer.eos_token_id is not None:
+    if is_causal and origin == "plain" and not eos_ids and tokenizer.eos_token_id is not None:
         eos_ids = [int(tokenizer.eos_token_id)]
     fingerprint = fingerprint_of(template, bos_ids, eos_ids)
     return PromptFormat(template=template, origin=origin, fingerprint=fingerprint), bos_ids, eos_ids
@@ -76,6 +76,7 @@ class PromptEncoder:
         eos_ids: ids that close every sequence, exactly once.
         max_length: tokens a sequence may have, special ones included.
         truncation: which end is cut where an item does not say.
+        vocab_size: token ids that the backbone knows; the tokenizer's own count if None.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class PromptEncoder:
         eos_ids: Sequence[int],
         max_length: int,
         truncation: Truncate = "left",
+        vocab_size: int | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._tokenizer.model_max_length = 1 << 30  # lengths are ours to watch; silences its warning
@@ -96,7 +98,7 @@ class PromptEncoder:
         self._budget = max_length - len(self._bos) - len(self._eos)
         self._max_length = max_length
         self._truncation = truncation
-        self._vocab_size = len(tokenizer)
+        self._vocab_size = len(tokenizer) if vocab_size is None else vocab_size
 
     def encode(self, item: ScoreItem, truncate: Truncate | None = None) -> EncodedItem:
         """Token ids of an item.
@@ -115,7 +117,10 @@ class PromptEncoder:
         """
         side = truncate or self._truncation
         if item.token_ids is not None:
-            return self._finish(self._checked_ids(item.token_ids), 0, side, only_given_specials=True)
+            ids = self._checked_ids(item.token_ids)
+            if len(ids) <= self._max_length:
+                return EncodedItem(list(ids), False)
+            return self._finish(ids, 0, side, only_given_specials=True)
         if item.text is not None:
             _check_text(item.text)
             return self._finish(self._tokenize(item.text), 0, side)
@@ -155,7 +160,8 @@ class PromptEncoder:
         prompt_text = self._render(messages)
         boundary = len(prompt_text)
         if not text.startswith(prompt_text):  # the template rewrites earlier turns: take the response's own place
-            boundary = max(text.rfind(response.strip()), 0)
+            found = text.rfind(response.strip())
+            boundary = found if found >= 0 else max(len(text) - len(response), 0)
         offsets = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         count = sum(1 for start, _ in offsets if start < boundary)
         opening = self._bos and self._tokenize(text)[: len(self._bos)] == self._bos
@@ -169,9 +175,9 @@ class PromptEncoder:
         return ids
 
     def _without_specials(self, ids: list[int]) -> list[int]:
-        if self._bos and ids[: len(self._bos)] == self._bos:
+        while self._bos and ids[: len(self._bos)] == self._bos:  # a client and its template may both have written it
             ids = ids[len(self._bos) :]
-        if self._eos and ids[-len(self._eos) :] == self._eos:
+        while self._eos and ids[-len(self._eos) :] == self._eos:
             ids = ids[: -len(self._eos)]
         return ids
 
@@ -219,6 +225,7 @@ def load_prompt_encoder(bundle: Bundle) -> PromptEncoder:
     """The encoder of a bundle: its backbone's tokenizer under the manifest's prompt format; loads no weights."""
     manifest = bundle.manifest
     folder = resolve_backbone(manifest.backbone.source, revision=manifest.backbone.revision, bundle_path=bundle.path)
+    check_tokenizer(folder, manifest.backbone)
     return PromptEncoder(
         load_tokenizer(folder),
         template=manifest.prompt_format.template,
@@ -226,4 +233,5 @@ def load_prompt_encoder(bundle: Bundle) -> PromptEncoder:
         eos_ids=manifest.eos_ids,
         max_length=manifest.max_length,
         truncation=manifest.truncation,
+        vocab_size=vocabulary_size(folder),
     )

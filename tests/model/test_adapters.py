@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from quorum_model.adapters import AdapterState, merge_adapter, read_adapter, write_adapter
+from quorum_model.adapters import AdapterState, merge_adapter, read_adapter, stack_adapters, write_adapter
 from quorum_model.backbone import wrap_backbone
 from quorum_model.errors import Unsupported
 from quorum_model.model import EnsembleModel
@@ -73,6 +74,9 @@ def test_adapters_made_by_peft_score_as_in_peft(options: dict[str, Any], tmp_pat
         ({"bias": "lora_only"}, "bias"),
         ({"lora_bias": True}, "lora_bias"),
         ({"peft_type": "IA3"}, "only LoRA"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights=pissa"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights=olora"),
+        ({"trainable_token_indices": [3]}, "trainable_token_indices"),
     ],
 )
 def test_variants_that_would_not_be_exact_are_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -109,3 +113,22 @@ def test_merging_equals_the_adapter_beside_the_weights(name: str, tmp_path: Path
     theirs = dict(merged_by_peft.named_parameters())
     for key, parameter in backbone.model.named_parameters():
         torch.testing.assert_close(parameter, theirs[key], rtol=1e-6, atol=1e-6)
+
+
+def test_a_trained_tensor_that_is_no_part_of_the_head_is_refused() -> None:
+    backbone = wrap_backbone(make_model(BERT))
+    member = random_member(backbone, rank=2, seed=0)
+    head = {**member.head, "bert.embeddings.word_embeddings.weight": torch.ones(97, 32)}
+    with pytest.raises(Unsupported, match="word_embeddings"):
+        EnsembleModel(backbone, [member.lora], [head], "first")
+
+
+def test_members_of_different_dtypes_lose_nothing() -> None:
+    backbone = wrap_backbone(make_model(BERT))
+    members = [random_member(backbone, rank=2, seed=seed, scaling=1 / 3) for seed in range(2)]
+    name = sorted(members[0].lora)[0]
+    coarse = replace(members[0].lora[name], a=members[0].lora[name].a.bfloat16(), b=members[0].lora[name].b.bfloat16())
+    a, b, scaling = stack_adapters([{name: coarse}, members[1].lora], name)
+    torch.testing.assert_close(a[1], members[1].lora[name].a.T, rtol=0, atol=0)
+    torch.testing.assert_close(b[1], members[1].lora[name].b.T, rtol=0, atol=0)
+    assert scaling.tolist() == pytest.approx([1 / 3, 1 / 3], rel=1e-7)

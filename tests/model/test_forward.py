@@ -71,8 +71,9 @@ def test_folded_packed_equals_peft_fp32(architecture: Architecture, tmp_path: Pa
     check(architecture, torch.float32, tmp_path)
 
 
+# The grouped product of mixture-of-experts layers knows no fp64.
 @pytest.mark.usefixtures("exact_float64")
-@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a.name)
+@pytest.mark.parametrize("architecture", [a for a in ARCHITECTURES if "moe" not in a.name], ids=lambda a: a.name)
 def test_folded_packed_equals_peft_fp64(architecture: Architecture, tmp_path: Path) -> None:
     check(architecture, torch.float64, tmp_path)
 

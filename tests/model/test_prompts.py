@@ -15,8 +15,8 @@ PROMPT = "how are you ?"
 RESPONSE = "fine thanks ."
 
 
-def encoder_of(tokenizer: object, *, is_decoder: bool, max_length: int = 64) -> PromptEncoder:
-    prompt, bos_ids, eos_ids = default_prompt_format(tokenizer, is_decoder=is_decoder)
+def encoder_of(tokenizer: object, *, is_causal: bool, max_length: int = 64) -> PromptEncoder:
+    prompt, bos_ids, eos_ids = default_prompt_format(tokenizer, is_causal=is_causal)
     return PromptEncoder(tokenizer, template=prompt.template, bos_ids=bos_ids, eos_ids=eos_ids, max_length=max_length)
 
 
@@ -26,7 +26,7 @@ def words(tokenizer: object, ids: list[int]) -> list[str]:
 
 def test_plain_format_of_an_encoder() -> None:
     tokenizer = bert_like()
-    encoded = encoder_of(tokenizer, is_decoder=False).encode(ScoreItem(prompt="how are you ?", response="fine ."))
+    encoded = encoder_of(tokenizer, is_causal=False).encode(ScoreItem(prompt="how are you ?", response="fine ."))
     expected = "[CLS] [UNK] : how are you ? [UNK] : fine . [SEP]".split()
     assert words(tokenizer, encoded.ids) == expected  # Human and Assistant are not in the tiny vocabulary
     assert not encoded.truncated
@@ -39,13 +39,13 @@ def test_chat_template_equals_transformers_own_tokenisation() -> None:
         [*messages, {"role": "assistant", "content": RESPONSE}], tokenize=True, return_dict=False
     )
     item = ScoreItem(prompt=[Message.model_validate(m) for m in messages], response=RESPONSE)
-    assert encoder_of(tokenizer, is_decoder=True).encode(item).ids == expected
+    assert encoder_of(tokenizer, is_causal=True).encode(item).ids == expected
     assert expected.count(tokenizer.bos_token_id) == 1
 
 
 def test_bos_exactly_once_whoever_writes_it() -> None:
     tokenizer = llama_like()
-    encoder = encoder_of(tokenizer, is_decoder=True)
+    encoder = encoder_of(tokenizer, is_causal=True)
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": RESPONSE}], tokenize=False
     )
@@ -58,16 +58,16 @@ def test_bos_exactly_once_whoever_writes_it() -> None:
 
 
 def test_token_ids_are_taken_as_they_are() -> None:
-    encoder = encoder_of(llama_like(), is_decoder=True)
+    encoder = encoder_of(llama_like(), is_causal=True)
     assert encoder.encode(ScoreItem(token_ids=[7, 8, 9])).ids == [7, 8, 9]
 
 
 def test_decoder_without_a_template_is_closed_by_eos() -> None:
     tokenizer = llama_like(chat=False)
-    prompt, bos_ids, eos_ids = default_prompt_format(tokenizer, is_decoder=True)
+    prompt, bos_ids, eos_ids = default_prompt_format(tokenizer, is_causal=True)
     assert (prompt.template, prompt.origin) == (PLAIN_TEMPLATE, "plain")
     assert (bos_ids, eos_ids) == ([tokenizer.bos_token_id], [tokenizer.eos_token_id])
-    ids = encoder_of(tokenizer, is_decoder=True).encode(ScoreItem(prompt=PROMPT, response=RESPONSE)).ids
+    ids = encoder_of(tokenizer, is_causal=True).encode(ScoreItem(prompt=PROMPT, response=RESPONSE)).ids
     assert ids[0] == tokenizer.bos_token_id
     assert ids[-1] == tokenizer.eos_token_id
     assert ids.count(tokenizer.eos_token_id) == 1
@@ -79,9 +79,9 @@ def test_special_ids() -> None:
 
 
 def test_fingerprint_tells_formats_apart() -> None:
-    chat, _, _ = default_prompt_format(llama_like(), is_decoder=True)
-    plain, _, _ = default_prompt_format(llama_like(chat=False), is_decoder=True)
-    again, _, _ = default_prompt_format(llama_like(), is_decoder=True)
+    chat, _, _ = default_prompt_format(llama_like(), is_causal=True)
+    plain, _, _ = default_prompt_format(llama_like(chat=False), is_causal=True)
+    again, _, _ = default_prompt_format(llama_like(), is_causal=True)
     assert chat.template == CHAT_TEMPLATE
     assert chat.fingerprint == again.fingerprint != plain.fingerprint
 
@@ -89,12 +89,10 @@ def test_fingerprint_tells_formats_apart() -> None:
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_the_prompt_is_cut_first_and_the_response_kept(side: str) -> None:
     tokenizer = llama_like()
-    whole = encoder_of(tokenizer, is_decoder=True).encode(
-        ScoreItem(prompt="one two three four five", response="yes no")
-    )
+    whole = encoder_of(tokenizer, is_causal=True).encode(ScoreItem(prompt="one two three four five", response="yes no"))
     # <s> <|user|> one two three four five </s> <|assistant|> yes no </s>
     assert len(whole.ids) == 12
-    cut = encoder_of(tokenizer, is_decoder=True, max_length=9).encode(
+    cut = encoder_of(tokenizer, is_causal=True, max_length=9).encode(
         ScoreItem(prompt="one two three four five", response="yes no"), side
     )
     kept = words(tokenizer, cut.ids)
@@ -108,7 +106,7 @@ def test_the_prompt_is_cut_first_and_the_response_kept(side: str) -> None:
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_response_too_long_for_itself_is_cut_at_the_same_end(side: str) -> None:
     tokenizer = bert_like()
-    encoder = encoder_of(tokenizer, is_decoder=False, max_length=8)
+    encoder = encoder_of(tokenizer, is_causal=False, max_length=8)
     cut = encoder.encode(ScoreItem(prompt="hello", response="one two three four five six seven eight"), side)
     kept = words(tokenizer, cut.ids)
     assert cut.truncated
@@ -126,8 +124,8 @@ def test_length_and_specials_hold_for_every_cut(
 ) -> None:
     tokenizer = llama_like() if decoder else bert_like()
     item = ScoreItem(prompt=" ".join(["one"] * prompt), response=" ".join(["two"] * response))
-    whole = encoder_of(tokenizer, is_decoder=decoder, max_length=1000).encode(item)
-    cut = encoder_of(tokenizer, is_decoder=decoder, max_length=max_length).encode(item, side)
+    whole = encoder_of(tokenizer, is_causal=decoder, max_length=1000).encode(item)
+    cut = encoder_of(tokenizer, is_causal=decoder, max_length=max_length).encode(item, side)
     assert cut.truncated == (len(whole.ids) > max_length)
     assert len(cut.ids) == min(len(whole.ids), max_length)
     assert cut.ids[0] == whole.ids[0] == (tokenizer.bos_token_id if decoder else tokenizer.cls_token_id)
@@ -150,19 +148,19 @@ def test_length_and_specials_hold_for_every_cut(
 )
 def test_items_that_cannot_be_scored(item: dict[str, object], code: str) -> None:
     with pytest.raises(ItemRejected) as caught:
-        encoder_of(bert_like(), is_decoder=False).encode(ScoreItem.model_validate(item))
+        encoder_of(bert_like(), is_causal=False).encode(ScoreItem.model_validate(item))
     assert caught.value.code == code
 
 
 def test_lone_surrogates_are_rejected() -> None:
     item = ScoreItem.model_construct(prompt="hello", response="a\ud800b", text=None, token_ids=None, reference=None)
     with pytest.raises(ItemRejected) as caught:
-        encoder_of(bert_like(), is_decoder=False).encode(item)
+        encoder_of(bert_like(), is_causal=False).encode(item)
     assert caught.value.code == "invalid_unicode"
 
 
 def test_too_long_is_an_error_where_asked() -> None:
-    encoder = encoder_of(bert_like(), is_decoder=False, max_length=8)
+    encoder = encoder_of(bert_like(), is_causal=False, max_length=8)
     with pytest.raises(ItemRejected, match="exceed the maximum of 8"):
         encoder.encode(ScoreItem(prompt="one two three four", response="five six seven"), "error")
 

@@ -32,6 +32,7 @@ from quorum_model.bundle.manifest import (
     MemberCalibration,
     MemberEntry,
     PromptFormat,
+    fingerprint_of,
 )
 from quorum_model.errors import ItemRejected
 from quorum_model.scoring import (
@@ -83,12 +84,12 @@ def make_context(num_members: int = 3, **changes: Any) -> ScoringContext:
     values: dict[str, Any] = {
         "name": "hand",
         "kind": "linear",
-        "backbone": BackboneRef(source="org/base", weights_sha256="0" * 64),
+        "backbone": BackboneRef(source="org/base", weights_sha256="0" * 64, tokenizer_sha256="0" * 64),
         "pooling": "first",
         "max_length": 40,
         "bos_ids": [],
         "eos_ids": [],
-        "prompt_format": PromptFormat(template="t", origin="plain", fingerprint="0" * 16),
+        "prompt_format": PromptFormat(template="t", origin="plain", fingerprint=fingerprint_of("t", [], [])),
         "members": members,
         "pair_temperature": TAU,
     }

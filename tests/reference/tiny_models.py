@@ -79,6 +79,14 @@ ARCHITECTURES = [
         {**_DECODER, "head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8},
         "last",
     ),
+    # Its sliding window is in the mask alone, where packed attention cannot see it.
+    Architecture(
+        "phimoe-window",
+        transformers.PhimoeConfig,
+        {**_DECODER, "sliding_window": 8, "num_local_experts": 2, "num_experts_per_tok": 1},
+        "last",
+        packs=False,
+    ),
     Architecture(
         "gpt2",
         transformers.GPT2Config,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import string
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from quorum_model.adapters import write_adapter
-from quorum_model.backbone import hash_weights
 from quorum_model.bundle.golden import GoldenItem, write_golden
 from quorum_model.bundle.manifest import (
     BackboneRef,
@@ -34,6 +34,7 @@ from quorum_model.bundle.read import Bundle
 from quorum_model.bundle.write import write_bundle
 from quorum_model.model import EnsembleModel
 from quorum_model.prompts import PLAIN_TEMPLATE
+from quorum_model.sources import hash_tokenizer, hash_weights
 from tests.reference.tiny_models import ARCHITECTURES, VOCAB, make_backbone, make_model, random_member
 
 CLS, SEP = 1, 2
@@ -69,6 +70,12 @@ def save_tokenizer(folder: Path) -> None:
     fast.save_pretrained(str(folder))
 
 
+def _tokenizer_sha256() -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        save_tokenizer(Path(folder))
+        return hash_tokenizer(Path(folder))
+
+
 def _manifest(members: list[MemberEntry], weights_sha256: str, **changes: Any) -> Manifest:
     prompt_format = PromptFormat(
         template=PLAIN_TEMPLATE, origin="plain", fingerprint=fingerprint_of(PLAIN_TEMPLATE, [CLS], [SEP])
@@ -76,7 +83,9 @@ def _manifest(members: list[MemberEntry], weights_sha256: str, **changes: Any) -
     values: dict[str, Any] = {
         "name": "tiny",
         "kind": "linear",
-        "backbone": BackboneRef(source="bundle:backbone", weights_sha256=weights_sha256),
+        "backbone": BackboneRef(
+            source="bundle:backbone", weights_sha256=weights_sha256, tokenizer_sha256=_tokenizer_sha256()
+        ),
         "pooling": "first",
         "max_length": 80,
         "bos_ids": [CLS],

@@ -18,10 +18,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from quorum_model.backbone import is_decoder, load_tokenizer, resolve_backbone
+from quorum_model.backbone import is_causal
 from quorum_model.bundle.manifest import TrainingData
 from quorum_model.bundle.read import Bundle
 from quorum_model.prompts import PromptEncoder, default_prompt_format
+from quorum_model.sources import load_tokenizer, resolve_backbone
 from quorum_trainer.config import ConfigError, TrainConfig, read_config
 from quorum_trainer.data import EncodedPair, encode_pairs, hash_file, read_pairs, split_held_out, take
 from quorum_trainer.ensemble import train_ensemble
@@ -73,7 +74,7 @@ def run(settings: TrainConfig, target: Path) -> tuple[Bundle, Measured]:
     """Train what `settings` says and write the bundle to `target`."""
     folder = resolve_backbone(settings.backbone, revision=settings.revision)
     tokenizer = load_tokenizer(folder)
-    prompt = default_prompt_format(tokenizer, is_decoder=is_decoder(folder))
+    prompt = default_prompt_format(tokenizer, is_causal=is_causal(folder))
     encoder = PromptEncoder(
         tokenizer,
         template=prompt[0].template,
@@ -114,11 +115,13 @@ def load_data(settings: TrainConfig, encoder: PromptEncoder) -> Dataset:
         path = Path(source.path)
         kept, held_out = split_held_out(read_pairs(path), source.held_out, settings.seed)
         kept = take(kept, source.max_pairs, settings.seed)
-        train_pairs += encode_pairs(encoder, kept, source.name)
+        train_pairs += encode_pairs(encoder, kept, source.name, source.phase)
         held_out_pairs += encode_pairs(encoder, held_out, source.name)
         described.append(
             TrainingData(name=source.name, sha256=hash_file(path), num_pairs=len(kept), licence=source.licence)
         )
+    if not train_pairs:
+        raise ConfigError("no pairs are left to train on: every prompt is held out")
     if not held_out_pairs:
         raise ConfigError("no pairs are held out: calibration needs some (data.held_out)")
     return Dataset(train_pairs, held_out_pairs, described)

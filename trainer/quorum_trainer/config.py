@@ -2,7 +2,7 @@
 
     CONFIG.yaml  --read_config-->  TrainConfig
 
-Paths are relative to the config's folder; `${NAME}` in them is taken from the environment. Knows no torch.
+Paths are relative to the config's folder; `~` is a home and `${NAME}` the environment's. Knows no torch.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from quorum_client.errors import InvalidRequest
+from quorum_model.bundle.manifest import NAME_PATTERN
 
 Schedule = Literal["constant", "linear", "cosine"]
 Layers = Literal["all", "top-half", "top-third", "top-sixth"] | Annotated[list[int], Field(min_length=1)]
@@ -34,14 +35,15 @@ class DataSource(_Config):
     """A file of preference pairs, JSON lines (.gz too).
 
     held_out: share of its prompts kept out of training, for accuracy and calibration.
-    max_pairs: take at most so many pairs, drawn at random.
+    max_pairs: take at most so many pairs, drawn at random. phase: trained on in this phase alone; in both if left out.
     """
 
-    name: str
+    name: str = Field(min_length=1)
     path: str
     licence: str | None = None
     held_out: float = Field(0.1, ge=0, lt=1)
     max_pairs: int | None = Field(None, ge=1)
+    phase: Literal[1, 2] | None = None
 
 
 class LoraOptions(_Config):
@@ -78,6 +80,12 @@ class PhaseOne(Optimisation):
     method: Literal["full", "shared_adapter", "heads"]
     lora: LoraOptions = LoraOptions()
 
+    @model_validator(mode="after")
+    def _check_lora(self) -> PhaseOne:
+        if "lora" in self.model_fields_set and self.method != "shared_adapter":
+            raise ValueError(f"method '{self.method}' has no adapter: lora would be ignored")
+        return self
+
 
 class PhaseTwo(Optimisation):
     """Phase 2: the backbone frozen; every member's adapter and head.
@@ -92,9 +100,9 @@ class PhaseTwo(Optimisation):
 class TrainConfig(_Config):
     """Everything that a training run depends on."""
 
-    name: str
+    name: str = Field(pattern=NAME_PATTERN)
     kind: Literal["linear", "lora"]
-    backbone: str
+    backbone: str = Field(description="`package:NAME`, a folder (relative to the config's), or a hub id")
     revision: str | None = None
     members: int = Field(5, ge=1, le=64)
     pooling: Literal["last", "first", "mean"] | None = Field(None, description="the architecture's own if left out")
@@ -118,7 +126,7 @@ class TrainConfig(_Config):
         return self
 
     def member_seeds(self) -> list[int]:
-        """A seed a member, far enough apart that no two runs of neighbouring seeds share one."""
+        """The number that each member's random streams derive from."""
         return [1000 * self.seed + member for member in range(self.members)]
 
 
@@ -140,11 +148,17 @@ def read_config(path: Path) -> TrainConfig:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the config"
         raise ConfigError(f"{path}: {where}: {first['msg']}") from error
-    return config.model_copy(update={"data": [_resolve(source, path.parent) for source in config.data]})
+    data = [
+        source.model_copy(update={"path": str(_resolve(source.path, path.parent, f"data {source.name}"))})
+        for source in config.data
+    ]
+    backbone = _resolve(config.backbone, path.parent, "backbone")
+    changes = {"data": data, "backbone": str(backbone) if backbone.is_dir() else config.backbone}
+    return config.model_copy(update=changes)
 
 
-def _resolve(source: DataSource, folder: Path) -> DataSource:
-    expanded = os.path.expandvars(source.path)
+def _resolve(name: str, folder: Path, what: str) -> Path:
+    expanded = os.path.expandvars(name)
     if "$" in expanded:
-        raise ConfigError(f"data {source.name}: {source.path}: an environment variable is not set")
-    return source.model_copy(update={"path": str((folder / expanded).resolve())})
+        raise ConfigError(f"{what}: {name}: an environment variable is not set")
+    return (folder / Path(expanded).expanduser()).resolve()

@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import json
 import random
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,21 +40,25 @@ class PreferencePair(BaseModel):
     rejected: str
 
     def prompt_key(self) -> str:
-        """Equal for equal prompts, whichever way they are written."""
+        """Equal for equal prompts: a string is a user's only turn."""
         if isinstance(self.prompt, str):
-            return self.prompt
-        return json.dumps([message.model_dump() for message in self.prompt])
+            return json.dumps([["user", self.prompt]])
+        return json.dumps([[message.role, message.content] for message in self.prompt])
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedPair:
-    """Token ids of both sides; lengths in tokens of the responses decide the length baselines."""
+    """Token ids of both sides. chosen_chars, rejected_chars: of the responses, for the length baselines.
+
+    phase: trained on in this phase alone; None for both.
+    """
 
     chosen: list[int]
     rejected: list[int]
     source: str
     chosen_chars: int
     rejected_chars: int
+    phase: int | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -72,7 +77,7 @@ def read_pairs(path: Path) -> list[PreferencePair]:
         for number, line in enumerate(_lines(path), start=1):
             if line.strip():
                 pairs.append(_parse(path, number, line))
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise DataError(f"{path.name}: cannot be read: {error}") from error
     if not pairs:
         raise DataError(f"{path.name}: holds no pairs")
@@ -87,13 +92,17 @@ def _lines(path: Path) -> Iterator[str]:
 
 def _parse(path: Path, number: int, line: str) -> PreferencePair:
     try:
-        return PreferencePair.model_validate(json.loads(line))
+        pair = PreferencePair.model_validate(json.loads(line))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "line"
         raise DataError(f"{path.name}, line {number}: {where}: {first['msg']}") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path.name}, line {number}: not JSON") from error
+    blank = [side for side in ("chosen", "rejected") if not getattr(pair, side).strip()]
+    if blank:
+        raise DataError(f"{path.name}, line {number}: {blank[0]}: is empty or blank")
+    return pair
 
 
 def hash_file(path: Path) -> str:
@@ -130,20 +139,22 @@ def assign_folds(pairs: list[PreferencePair], num_folds: int, seed: int) -> list
     return [fold_of[pair.prompt_key()] for pair in pairs]
 
 
-def encode_pairs(encoder: PromptEncoder, pairs: list[PreferencePair], source: str) -> list[EncodedPair]:
-    """Token ids of every pair.
+def encode_pairs(
+    encoder: PromptEncoder, pairs: list[PreferencePair], source: str, phase: int | None = None
+) -> list[EncodedPair]:
+    """Token ids of every pair, marked with their source and phase.
 
     Raises:
-        DataError: a side that cannot be scored (blank, no character); names the pair's place.
+        DataError: a pair that cannot be encoded (half a character, a dialogue that the chat template refuses).
     """
     encoded = []
-    for number, pair in enumerate(pairs, start=1):
+    for pair in pairs:
         try:
             chosen = encoder.encode_pair(pair.prompt, pair.chosen)
             rejected = encoder.encode_pair(pair.prompt, pair.rejected)
         except ItemRejected as error:
-            raise DataError(f"{source}, pair {number}: {error.message}") from error
-        encoded.append(EncodedPair(chosen.ids, rejected.ids, source, len(pair.chosen), len(pair.rejected)))
+            raise DataError(f"{source}, a pair of {len(pairs)}: {error.message}") from error
+        encoded.append(EncodedPair(chosen.ids, rejected.ids, source, len(pair.chosen), len(pair.rejected), phase))
     return encoded
 
 

@@ -15,19 +15,16 @@ import torch
 from torch import Tensor
 
 from quorum_model.adapters import AdapterState, merge_adapter
-from quorum_model.backbone import Backbone, load_backbone
+from quorum_model.backbone import Backbone, default_pooling, load_backbone
 from quorum_model.model import EnsembleModel
 from quorum_model.packing import Pooling
 from quorum_trainer.config import ConfigError, PhaseOne, PhaseTwo, TrainConfig
 from quorum_trainer.data import EncodedPair
 from quorum_trainer.loop import OnStep, train_phase, trainables_of
-from quorum_trainer.members import MemberDropout, draw_adapter, draw_head
+from quorum_trainer.members import MemberDropout, draw_adapter, draw_head, stream_seed
 
 OnPhase = Callable[[str], OnStep | None]
 """Called with a phase's name when it starts; gives what to call after each of its steps."""
-
-# Each member's streams, apart from one another: what is drawn in one does not shift the next.
-_STREAM_HEAD, _STREAM_ADAPTER, _STREAM_ORDER, _STREAM_DROPOUT = 1, 2, 3, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,20 +67,23 @@ def train_ensemble(
     """
     notify = on_phase or (lambda _name: None)
     backbone = load_backbone(folder)
-    pooling = default_pooling(backbone) if config.pooling is None else config.pooling
+    _check_dropout(config, backbone)
+    if backbone.max_positions is not None and config.max_length > backbone.max_positions:
+        raise ConfigError(f"max_length: this backbone has positions for {backbone.max_positions} tokens")
+    pooling = config.pooling or default_pooling(backbone.model)
     heads: list[Mapping[str, Tensor]] = [
-        draw_head(backbone, _stream(seed, _STREAM_HEAD), redraw_projection=config.phase1 is not None)
+        draw_head(backbone, _stream(seed, "head"), redraw_projection=config.phase1 is not None)
         for seed in config.member_seeds()
     ]
     history = {}
     first: _PhaseOneResult | None = None
     if config.phase1 is not None:
-        first = _phase_one(config, config.phase1, folder, (heads, pooling), pairs, notify("phase 1"))
+        first = _phase_one(config, config.phase1, folder, (heads, pooling), _of_phase(pairs, 1), notify("phase 1"))
         heads, history["phase1"] = first.heads, first.losses
         backbone = _backbone_after(folder, first)
     if config.phase2 is not None:
         model = _start_phase_two(config, config.phase2, backbone, heads, pooling)
-        history["phase2"] = _phase_two(config, config.phase2, model, pairs, notify("phase 2"))
+        history["phase2"] = _phase_two(config, config.phase2, model, _of_phase(pairs, 2), notify("phase 2"))
     else:
         model = EnsembleModel(backbone, None, heads, pooling)
     model.eval().requires_grad_(False)
@@ -96,17 +96,21 @@ def train_ensemble(
     )
 
 
-def default_pooling(backbone: Backbone) -> Pooling:
-    """The pooling that `AutoModelForSequenceClassification` has: last token for decoders, first for encoders."""
-    return "last" if backbone.is_decoder else "first"
+def _stream(seed: int, *names: str) -> torch.Generator:
+    return torch.Generator().manual_seed(stream_seed(seed, *names))
 
 
-def _stream(seed: int, stream: int) -> torch.Generator:
-    return torch.Generator().manual_seed(_stream_seed(seed, stream))
+def _check_dropout(config: TrainConfig, backbone: Backbone) -> None:
+    dropout = [phase.lora.dropout for phase in (config.phase1, config.phase2) if phase is not None]
+    if any(dropout) and not type(backbone.body)._can_set_attn_implementation():
+        raise ConfigError("adapter dropout needs a backbone that can be packed; this one has attention of its own")
 
 
-def _stream_seed(seed: int, stream: int) -> int:
-    return 10 * seed + stream
+def _of_phase(pairs: Sequence[EncodedPair], phase: int) -> list[EncodedPair]:
+    chosen = [pair for pair in pairs if pair.phase in (None, phase)]
+    if not chosen:
+        raise ConfigError(f"phase {phase} has no training pairs (data.phase, data.held_out)")
+    return chosen
 
 
 def _phase_one(
@@ -122,15 +126,15 @@ def _phase_one(
     backbone = load_backbone(folder)
     adapters = None
     if options.method == "shared_adapter":
-        adapters = [draw_adapter(backbone, options.lora, _stream(config.seed, _STREAM_ADAPTER))]
+        adapters = [draw_adapter(backbone, options.lora, _stream(config.seed, "shared", "adapter"))]
     model = EnsembleModel(backbone, adapters, heads, pooling)
-    _add_dropout(model, options.lora.dropout, [config.seed])
+    _add_dropout(model, options.lora.dropout, [stream_seed(config.seed, "shared", "dropout")])
     losses = train_phase(
         model,
         trainables_of(model, backbone=options.method == "full"),
         pairs,
         options,
-        order_seeds=[_stream_seed(config.seed, _STREAM_ORDER)],
+        order_seeds=[stream_seed(config.seed, "phase 1", "order")],
         gamma=config.centring,
         on_step=on_step,
     )
@@ -160,9 +164,9 @@ def _start_phase_two(
     config: TrainConfig, options: PhaseTwo, backbone: Backbone, heads: list[Mapping[str, Tensor]], pooling: Pooling
 ) -> EnsembleModel:
     seeds = config.member_seeds()
-    adapters = [draw_adapter(backbone, options.lora, _stream(seed, _STREAM_ADAPTER)) for seed in seeds]
+    adapters = [draw_adapter(backbone, options.lora, _stream(seed, "member", "adapter")) for seed in seeds]
     model = EnsembleModel(backbone, adapters, heads, pooling)
-    _add_dropout(model, options.lora.dropout, [_stream_seed(seed, _STREAM_DROPOUT) for seed in seeds])
+    _add_dropout(model, options.lora.dropout, [stream_seed(seed, "member", "dropout") for seed in seeds])
     return model
 
 
@@ -174,13 +178,15 @@ def _phase_two(
     on_step: OnStep | None,
 ) -> list[list[float]]:
     """Every member's adapter and head on its own loss; the backbone is frozen."""
-    seeds = config.member_seeds() if options.order == "own" else [config.seed]
+    orders = [stream_seed(seed, "phase 2", "order") for seed in config.member_seeds()]
+    if options.order == "shared":
+        orders = [stream_seed(config.seed, "phase 2", "shared order")]
     losses = train_phase(
         model,
         trainables_of(model, backbone=False),
         pairs,
         options,
-        order_seeds=[_stream_seed(seed, _STREAM_ORDER) for seed in seeds],
+        order_seeds=orders,
         gamma=config.centring,
         on_step=on_step,
     )

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from quorum_client.types import ScoreItem
 from quorum_model.adapters import AdapterState, write_adapter
-from quorum_model.backbone import BUNDLE_SCHEME, hash_weights, load_backbone, load_tokenizer
+from quorum_model.backbone import load_backbone
 from quorum_model.bundle.golden import GoldenItem, write_golden
 from quorum_model.bundle.manifest import BackboneRef, Manifest, MemberEntry, PromptFormat, TrainingData
 from quorum_model.bundle.read import Bundle
 from quorum_model.bundle.write import write_bundle
 from quorum_model.prompts import PromptEncoder
+from quorum_model.sources import BUNDLE_SCHEME, load_tokenizer, reference_to
 from quorum_trainer.config import TrainConfig
 from quorum_trainer.ensemble import TrainedEnsemble
 from quorum_trainer.measure import Measured
@@ -63,7 +64,7 @@ def export_bundle(
     """
     prompt_format, bos_ids, eos_ids = prompt
     with tempfile.TemporaryDirectory(dir=target.absolute().parent, prefix=".backbone-") as staging:
-        backbone = BackboneRef(source=config.backbone, revision=config.revision, weights_sha256=hash_weights(folder))
+        backbone = reference_to(config.backbone, folder, revision=config.revision)
         if trained.backbone_weights is not None:
             backbone = _stage_backbone(Path(staging) / "backbone", folder, trained.backbone_weights)
         manifest = Manifest(
@@ -98,9 +99,10 @@ def _stage_backbone(target: Path, folder: Path, weights: dict[str, Tensor]) -> B
     """A backbone that phase 1 trained in full becomes part of the bundle."""
     backbone = load_backbone(folder)
     backbone.body.load_state_dict(weights)
-    backbone.model.save_pretrained(target)
+    # The body alone: the heads are the members', and a random one beside them would only mislead.
+    backbone.body.save_pretrained(target)
     load_tokenizer(folder).save_pretrained(target)
-    return BackboneRef(source=f"{BUNDLE_SCHEME}backbone", weights_sha256=hash_weights(target))
+    return reference_to(f"{BUNDLE_SCHEME}backbone", target)
 
 
 def _member_entries(config: TrainConfig, measured: Measured) -> list[MemberEntry]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from quorum_client.errors import QuorumError
 from quorum_model.model import EnsembleModel
 from quorum_model.packing import plan_batches
 from quorum_trainer.batches import endless_order, num_steps, step_rows
@@ -27,8 +28,10 @@ OnStep = Callable[[int, int, list[float]], None]
 """Called after each step with (step, steps in all, each member's loss)."""
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(QuorumError):
     """A loss is NaN or infinite: nothing of this run is worth saving."""
+
+    code = "training_diverged"
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,19 +57,18 @@ def accuracies(margins: NDArray[np.float64], pairs: Sequence[EncodedPair]) -> di
 
     Returns:
         By source (and "all"): num_pairs, ensemble_mean, members (K numbers), members_average, longer_wins and
-        shorter_wins (by characters of the response; equal lengths count one half).
+        shorter_wins (by characters of the response). Ties count one half everywhere.
     """
     groups = {"all": np.ones(len(pairs), dtype=bool)}
     for source in sorted({pair.source for pair in pairs}):
         groups[source] = np.array([pair.source == source for pair in pairs])
-    longer = np.array([_share(pair.chosen_chars - pair.rejected_chars) for pair in pairs])
+    longer = _share(np.array([pair.chosen_chars - pair.rejected_chars for pair in pairs]))
     table = {}
     for name, chosen_rows in groups.items():
-        right = margins[:, chosen_rows] > 0
-        members = right.mean(axis=1)
+        members = _share(margins[:, chosen_rows]).mean(axis=1)
         table[name] = {
             "num_pairs": int(chosen_rows.sum()),
-            "ensemble_mean": float((margins[:, chosen_rows].mean(axis=0) > 0).mean()),
+            "ensemble_mean": float(_share(margins[:, chosen_rows].mean(axis=0)).mean()),
             "members": [float(value) for value in members],
             "members_average": float(members.mean()),
             "longer_wins": float(longer[chosen_rows].mean()),
@@ -78,5 +77,6 @@ def accuracies(margins: NDArray[np.float64], pairs: Sequence[EncodedPair]) -> di
     return table
 
 
-def _share(difference: int) -> float:
-    return 0.5 if difference == 0 else float(difference > 0)
+def _share(difference: NDArray[Any]) -> NDArray[np.float64]:
+    """1 where positive, 0 where negative, one half where equal."""
+    return np.asarray((np.sign(difference) + 1) / 2)

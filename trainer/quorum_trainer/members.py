@@ -7,6 +7,7 @@ Knows nothing of data or losses.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Iterable
@@ -30,7 +31,7 @@ def adapted_modules(backbone: Backbone, layers: Layers) -> list[str]:
         layers: all, a top fraction (rounded up), or a list of layer indices from the bottom.
 
     Raises:
-        ConfigError: a layer index that the backbone does not have.
+        ConfigError: a layer index that the backbone does not have, or no layer that could be adapted.
     """
     count = int(backbone.body.config.get_text_config().num_hidden_layers)
     if isinstance(layers, str):
@@ -44,6 +45,8 @@ def adapted_modules(backbone: Backbone, layers: Layers) -> list[str]:
         index = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
         if is_linear(module) and index is not None and int(index.group(1)) in chosen:
             names.append(f"{backbone.body_prefix}.{name}")
+    if not names:
+        raise ConfigError("layers: this backbone has no linear layers of its own there (does it share its layers?)")
     return names
 
 
@@ -75,9 +78,10 @@ def draw_head(backbone: Backbone, generator: torch.Generator, *, redraw_projecti
         public = backbone.head.public_name(name)
         tensor = parameter.detach().clone()
         if public in backbone.new_parameters or (redraw_projection and name.rpartition(".")[0] == projection):
-            tensor = torch.zeros_like(tensor)
             if tensor.dim() > 1:
                 tensor.normal_(0.0, std, generator=generator)
+            elif name.endswith("bias"):
+                tensor.zero_()  # and a norm's weight stays 1
         state[public] = tensor
     return state
 
@@ -105,6 +109,9 @@ def clip_members(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
 class MemberDropout:
     """Dropout on adapters' inputs, each member from its own stream, so that K together equal each alone.
 
+    Every call of a member has a generator of its own, and draws token by token: a mask does not depend on how long the
+    row is, which it is by the longest member's tokens.
+
     Args:
         probability: of a zero.
         seeds: one a member.
@@ -112,10 +119,21 @@ class MemberDropout:
 
     def __init__(self, probability: float, seeds: list[int]) -> None:
         self._probability = probability
-        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._seeds = seeds
+        self._num_calls = 0
 
     def __call__(self, x: Tensor) -> Tensor:
         """(K, T, d) -> (K, T, d)."""
         keep = 1.0 - self._probability
-        masks = [torch.empty(x.shape[1:]).bernoulli_(keep, generator=generator) for generator in self._generators]
+        masks = []
+        for seed in self._seeds:
+            generator = torch.Generator().manual_seed(stream_seed(seed, "dropout", self._num_calls))
+            masks.append(torch.rand(x.shape[1:], generator=generator) < keep)
+        self._num_calls += 1
         return x * (torch.stack(masks).to(x) / keep)
+
+
+def stream_seed(*names: str | int) -> int:
+    """The seed of a random stream, by its names: no two streams of a run, and none of two runs, share their numbers."""
+    digest = hashlib.sha256("/".join(map(str, names)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1  # torch takes 63 bits

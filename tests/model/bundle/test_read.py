@@ -28,7 +28,10 @@ def bundle(tmp_path: Path) -> Path:
         ("lora", {}),
         ("linear", {}),
         ("lora", {"shared_adapter": "shared_adapter"}),
-        ("linear", {"backbone": {"source": "bundle:backbone", "weights_sha256": "ab" * 32}}),
+        (
+            "linear",
+            {"backbone": {"source": "bundle:backbone", "weights_sha256": "ab" * 32, "tokenizer_sha256": "cd" * 32}},
+        ),
     ],
 )
 def test_a_whole_bundle_is_read_with_its_version(tmp_path: Path, kind: str, changes: dict[str, Any]) -> None:
@@ -112,7 +115,10 @@ def test_a_pickle_in_place_of_safetensors_is_refused(bundle: Path) -> None:
 
 
 def test_every_safetensors_file_is_one_not_only_the_members(tmp_path: Path) -> None:
-    path = make_bundle(tmp_path / "b", backbone={"source": "bundle:backbone", "weights_sha256": "ab" * 32}).path
+    path = make_bundle(
+        tmp_path / "b",
+        backbone={"source": "bundle:backbone", "weights_sha256": "ab" * 32, "tokenizer_sha256": "cd" * 32},
+    ).path
     (path / "backbone" / "model.safetensors").write_bytes(pickle.dumps({}))
     forge(path)
     with pytest.raises(BundleCorrupt, match=r"backbone/model.safetensors is not a valid safetensors"):

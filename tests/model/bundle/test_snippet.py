@@ -13,15 +13,15 @@ from safetensors.torch import save_file
 
 from quorum_client.types import ScoreItem, ScoreRequest
 from quorum_model.adapters import merge_adapter, write_adapter
-from quorum_model.backbone import hash_weights
 from quorum_model.bundle.golden import GoldenItem, write_golden
-from quorum_model.bundle.manifest import BackboneRef, Manifest, MemberCalibration, MemberEntry
+from quorum_model.bundle.manifest import Manifest, MemberCalibration, MemberEntry
 from quorum_model.bundle.read import Bundle
 from quorum_model.bundle.snippet import render_snippet
 from quorum_model.bundle.write import write_bundle
 from quorum_model.local import LocalScorer
 from quorum_model.model import EnsembleModel
 from quorum_model.prompts import PromptEncoder, default_prompt_format
+from quorum_model.sources import reference_to
 from tests.model.bundle.small_bundle import make_manifest
 from tests.reference.tiny_models import ARCHITECTURES, Architecture, make_backbone, make_model, random_member
 from tests.reference.tiny_tokenizers import bert_like, llama_like
@@ -39,8 +39,9 @@ def make_real_bundle(target: Path, architecture: Architecture, kind: Any, poolin
     shared_adapter = random_member(backbone, rank=3, seed=99)
     weights = target.with_name("weights")
     make_model(architecture).save_pretrained(str(weights))
-    tokenizer = llama_like() if backbone.is_decoder else bert_like()
-    prompt_format, bos_ids, eos_ids = default_prompt_format(tokenizer, is_decoder=backbone.is_decoder)
+    tokenizer = llama_like() if backbone.is_causal else bert_like()
+    tokenizer.save_pretrained(str(weights))
+    prompt_format, bos_ids, eos_ids = default_prompt_format(tokenizer, is_causal=backbone.is_causal)
     if shared:
         merge_adapter(backbone.model, shared_adapter)
     lora = [member.lora for member in members] if kind == "lora" else None
@@ -70,7 +71,7 @@ def make_real_bundle(target: Path, architecture: Architecture, kind: Any, poolin
     manifest = Manifest(
         name="snippet",
         kind=kind,
-        backbone=BackboneRef(source="bundle:backbone", weights_sha256=hash_weights(weights)),
+        backbone=reference_to("bundle:backbone", weights),
         shared_adapter="shared_adapter" if shared else None,
         pooling=pooling,
         max_length=70,
@@ -144,7 +145,7 @@ def test_the_snippet_gives_the_served_score(
     ],
 )
 def test_the_backbone_is_found_where_the_manifest_says(backbone: dict[str, str], expected: str) -> None:
-    manifest = make_manifest(backbone={"weights_sha256": "ab" * 32, **backbone})
+    manifest = make_manifest(backbone={"weights_sha256": "ab" * 32, "tokenizer_sha256": "cd" * 32, **backbone})
     text = render_snippet(manifest, ["score.weight"])
     assert text is not None
     assert expected in text.splitlines()
@@ -161,7 +162,9 @@ def test_a_package_that_carries_the_backbone_is_found(tmp_path: Path, monkeypatc
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: carrier\nVersion: 1.0\n")
     (info / "RECORD").write_text("carrier/__init__.py,,\ncarrier/model/model.safetensors,,\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    manifest = make_manifest(backbone={"source": "package:carrier", "weights_sha256": "ab" * 32})
+    manifest = make_manifest(
+        backbone={"source": "package:carrier", "weights_sha256": "ab" * 32, "tokenizer_sha256": "cd" * 32}
+    )
     text = render_snippet(manifest, ["bert.pooler.dense.weight", "classifier.weight"])
     assert text is not None
     lines = text.splitlines()
