@@ -1,0 +1,59 @@
+"""Configs: paths, environment, and options that would be ignored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from quorum_trainer.config import ConfigError, read_config
+
+BASE: dict[str, Any] = {
+    "name": "toy", "kind": "lora", "backbone": "models/tiny", "phase2": {"lr": 1e-3},
+    "data": [{"name": "a", "path": "data/a.jsonl"}],
+}  # fmt: skip
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump({**BASE, **changes}))
+    return path
+
+
+def test_paths_are_relative_to_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models" / "tiny").mkdir(parents=True)
+    monkeypatch.setenv("WHERE", str(tmp_path / "elsewhere"))
+    monkeypatch.chdir("/")
+    config = read_config(write(tmp_path, data=[{"name": "a", "path": "a.jsonl"}, {"name": "b", "path": "${WHERE}/b"}]))
+    assert config.backbone == str(tmp_path / "models" / "tiny")
+    assert [source.path for source in config.data] == [str(tmp_path / "a.jsonl"), str(tmp_path / "elsewhere" / "b")]
+
+
+def test_a_backbone_that_is_no_folder_is_left_as_it_is(tmp_path: Path) -> None:
+    assert read_config(write(tmp_path, backbone="org/name")).backbone == "org/name"
+    assert read_config(write(tmp_path, backbone="package:some-package")).backbone == "package:some-package"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": [{"name": "a", "path": "${NOT_SET_ANYWHERE}/a"}]}, "environment variable is not set"),
+        ({"phase1": {"method": "full", "lr": 1e-5, "lora": {"rank": 4}}}, "lora would be ignored"),
+        ({"name": "my ensemble"}, "name"),
+        ({"name": "../up"}, "name"),
+        ({"data": [{"name": "a", "path": "x"}, {"name": "a", "path": "y"}]}, "names must differ"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_config(write(tmp_path, **changes))
+
+
+def test_a_file_that_is_not_there_or_not_yaml(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        read_config(tmp_path / "absent.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [1")
+    with pytest.raises(ConfigError, match="not YAML"):
+        read_config(tmp_path / "bad.yaml")
