@@ -38,7 +38,8 @@ class Message(_Request):
     content: str
 
 
-Prompt = str | Annotated[list[Message], Field(min_length=1)]
+# Lists end at their first bad item: a list of a million would take seconds and a gigabyte to describe.
+Prompt = str | Annotated[list[Message], Field(min_length=1, fail_fast=True)]
 """A prompt: one user turn as a string, or a dialogue as messages."""
 
 
@@ -52,7 +53,7 @@ class ScoreItem(_Request):
     response: str | None = None
     reference: str | None = None
     text: str | None = None
-    token_ids: list[Annotated[int, Field(ge=0, strict=True)]] | None = None
+    token_ids: Annotated[list[Annotated[int, Field(ge=0, strict=True)]], Field(fail_fast=True)] | None = None
 
     @model_validator(mode="after")
     def _check_shape(self) -> ScoreItem:
@@ -82,14 +83,14 @@ class RewardOptions(ScoringOptions):
     """How member scores become rewards; the bundle's defaults where left out."""
 
     mode: Mode | None = None
-    beta: float | None = Field(None, ge=0, allow_inf_nan=False)
-    normalize: bool = Field(True, description="apply each member's calibration: (raw - mean) / scale")
+    beta: float | None = Field(None, ge=0, allow_inf_nan=False, strict=True)
+    normalize: bool = Field(True, strict=True, description="apply each member's calibration: (raw - mean) / scale")
 
 
 class ScoreRequest(RewardOptions):
     """Body of POST /score."""
 
-    inputs: list[ScoreItem] = Field(min_length=1)
+    inputs: list[ScoreItem] = Field(min_length=1, fail_fast=True)
     center: Center = "none"
 
 
@@ -97,7 +98,7 @@ class RankRequest(RewardOptions):
     """Body of POST /rank: order the candidates of one prompt."""
 
     prompt: Prompt
-    candidates: list[str] = Field(min_length=1)
+    candidates: list[str] = Field(min_length=1, fail_fast=True)
     reference: str | None = Field(None, description="reference response, for center = reference")
     center: Center | None = Field(None, description="group if left out; none for a single candidate")
 
@@ -116,7 +117,7 @@ class CompareRequest(ScoringOptions):
     prompt: Prompt | None = None
     a: str | None = None
     b: str | None = None
-    pairs: list[ComparePair] | None = Field(None, min_length=1)
+    pairs: Annotated[list[ComparePair], Field(min_length=1, fail_fast=True)] | None = None
 
     @model_validator(mode="after")
     def _check_shape(self) -> CompareRequest:

@@ -37,7 +37,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         lifespan=_lifespan,
     )
     app.state.runtime = Runtime(settings, engine)
-    app.state.limits = Limits(settings.max_body_bytes, settings.max_items, settings.max_text_chars)
+    app.state.limits = Limits(settings.max_body_bytes, settings.max_items)
     app.add_middleware(RequestContext)
     add_error_handlers(app)
     for module in (score, rank, compare, ensembles, health):

@@ -1,10 +1,12 @@
-"""A request's body: read under a limit, parsed and validated off the event loop, dropped when its client has gone.
+"""A request's body: read under a limit, parsed and validated in a thread, dropped when its client has gone.
 
     bytes  --limit-->  JSON  --item count-->  typed request  -->  endpoint, raced against the client's disconnect
 
 FastAPI alone would parse with the event loop held (half a second for 8 MiB of token ids), accept NaN and recurse
-without a bound; as a route class, the endpoints' signatures and their OpenAPI entries stay FastAPI's. Any content type
-is taken for JSON, so that a bare `curl -d` works. Knows nothing of scoring.
+without a bound; as a route class, the endpoints' signatures and their OpenAPI entries stay FastAPI's. Even in a thread,
+parser and validation hold the interpreter's lock, each for its shorter time; so sizes are checked between them, and
+validation ends at the first bad item of a list. Any content type is taken for JSON, so that a bare `curl -d` works.
+Knows nothing of scoring.
 """
 
 from __future__ import annotations
@@ -18,8 +20,10 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
+from starlette.requests import ClientDisconnect
 
-from quorum_client.errors import InvalidRequest, MalformedJSON, RequestTooLarge
+from quorum_client.errors import MalformedJSON, RequestTooLarge
+from quorum_server.deadline import deadline_of, keep_deadline
 from quorum_server.errors import invalid_request
 from quorum_server.limits import Limits, check_items
 
@@ -40,12 +44,11 @@ class JsonRoute(APIRoute):
         model: type[BaseModel] = self.body_field.field_info.annotation  # type: ignore[assignment]
 
         async def read_then_handle(request: Request) -> Response:
-            limits: Limits = request.app.state.limits
-            body = await _read_body(request, limits.max_body_bytes)
-            if len(body) <= _INLINE_BYTES:
-                value = parse_body(body, model, limits.max_items)
-            else:
-                value = await asyncio.to_thread(parse_body, body, model, limits.max_items)
+            try:
+                async with keep_deadline(deadline_of(request)):
+                    value = await _read_value(request, model)
+            except ClientDisconnect:
+                return Response(status_code=_CLIENT_CLOSED_REQUEST)  # nobody reads it
             return await _race_disconnect(request, handle(_ParsedRequest(request, value)))
 
         return read_then_handle
@@ -64,6 +67,14 @@ class _ParsedRequest(Request):
 
     async def json(self) -> Any:
         return self._value
+
+
+async def _read_value(request: Request, model: type[BaseModel]) -> BaseModel:
+    limits: Limits = request.app.state.limits
+    body = await _read_body(request, limits.max_body_bytes)
+    if len(body) <= _INLINE_BYTES:
+        return parse_body(body, model, limits.max_items)
+    return await asyncio.to_thread(parse_body, body, model, limits.max_items)
 
 
 async def _read_body(request: Request, max_bytes: int) -> bytes:
@@ -86,16 +97,15 @@ def parse_body(body: bytes, model: type[BaseModel], max_items: int) -> BaseModel
     Raises:
         MalformedJSON: not JSON in UTF-8, or nested too deep.
         RequestTooLarge: more than `max_items` items.
-        InvalidRequest: not of the model's shape, or with a lone surrogate.
+        InvalidRequest: not of the model's shape.
     """
     try:
         value = from_json(body, allow_inf_nan=False)
     except ValueError as error:
-        if _holds_lone_surrogate(body):
-            raise InvalidRequest(
-                "the body holds a lone surrogate (half of a \\ud83d\\ude00 pair), which is no character"
-            ) from error
-        raise MalformedJSON(f"the body is not JSON in UTF-8: {error}") from error
+        try:
+            value = _parse_with_surrogates(body)
+        except (ValueError, RecursionError):
+            raise MalformedJSON(f"the body is not JSON in UTF-8: {error}") from error
     check_items(value, max_items)
     try:
         return model.model_validate(value)
@@ -103,17 +113,16 @@ def parse_body(body: bytes, model: type[BaseModel], max_items: int) -> BaseModel
         raise invalid_request(error.errors(include_url=False, include_context=False, include_input=False)) from None
 
 
-def _holds_lone_surrogate(body: bytes) -> bool:
-    """Whether the standard library reads what the strict parser refused: lone surrogates are the difference."""
-    try:
-        json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
-        return False
-    return True
+def _parse_with_surrogates(body: bytes) -> Any:
+    """What the strict parser refuses for lone surrogates alone: they are an item's own error, not its neighbours'.
 
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
+    Raises:
+        ValueError, RecursionError: something else is wrong with it too.
+    """
+    value = json.loads(body.decode("utf-8"))
+    without = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
+    from_json(without, allow_inf_nan=False)
+    return value
 
 
 async def _race_disconnect(request: Request, answer: Coroutine[Any, Any, Response]) -> Response:

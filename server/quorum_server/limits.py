@@ -10,30 +10,58 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from quorum_client.errors import RequestTooLarge
+from quorum_client.errors import InvalidRequest, RequestTooLarge
 from quorum_client.types import CompareRequest, Prompt, RankRequest, ScoreRequest
+
+# Well above the fields of any request, and few enough that each can be named in an error.
+_MAX_FIELDS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """max_body_bytes: of the body. max_items: inputs, candidates or pairs. max_text_chars: see `count_chars`."""
+    """What a body may be before it is typed. max_body_bytes: of all of it. max_items: inputs, candidates or pairs."""
 
     max_body_bytes: int
     max_items: int
-    max_text_chars: int
 
 
 def check_items(body: Any, max_items: int) -> None:
-    """Refuse too many items while they are still plain JSON: checking each one's shape costs ten times as much.
+    """Refuse too many items, turns or fields while they are still plain JSON.
+
+    Checking their shapes costs ten times as much, and naming a million unknown fields holds up every other request.
 
     Raises:
-        RequestTooLarge: a list of the body is longer than `max_items`.
+        RequestTooLarge: a list of the body, or a dialogue, is longer than `max_items`.
+        InvalidRequest: an object has more fields than any of this API.
     """
     if not isinstance(body, dict):
         return
+    _check_fields(body)
     for value in body.values():
-        if isinstance(value, list) and len(value) > max_items:
-            raise RequestTooLarge(f"the request has {len(value)} items; this server takes at most {max_items} at once")
+        _check_length(value, max_items, "items")
+        for item in value if isinstance(value, list) else ():
+            if isinstance(item, dict):
+                _check_fields(item)
+                for inner in item.values():
+                    _check_turns(inner, max_items)
+
+
+def _check_turns(dialogue: Any, max_items: int) -> None:
+    if isinstance(dialogue, list) and dialogue and isinstance(dialogue[0], dict):
+        _check_length(dialogue, max_items, "turns in one dialogue")
+        for turn in dialogue:
+            if isinstance(turn, dict):
+                _check_fields(turn)
+
+
+def _check_length(value: Any, max_items: int, what: str) -> None:
+    if isinstance(value, list) and len(value) > max_items:
+        raise RequestTooLarge(f"the request has {len(value)} {what}; this server takes at most {max_items} at once")
+
+
+def _check_fields(value: dict[str, Any]) -> None:
+    if len(value) > _MAX_FIELDS:
+        raise InvalidRequest(f"an object of the request has {len(value)} fields; none of this API has so many")
 
 
 def check_text(request: ScoreRequest | RankRequest | CompareRequest, max_chars: int) -> None:

@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from quorum_client.errors import DeadlineExceeded
 from quorum_client.types import (
     CompareListResponse,
     CompareRequest,
@@ -35,6 +34,7 @@ from quorum_model.scoring import (
     prepare_rank,
     prepare_score,
 )
+from quorum_server.deadline import keep_deadline
 from quorum_server.engine.messages import TokenIds
 from quorum_server.limits import check_text
 from quorum_server.registry import Registry
@@ -93,13 +93,8 @@ class ScoringService:
             DeadlineExceeded: the deadline passed, wherever the request was; it has left the queue.
             QuorumError: whatever else keeps it from an answer.
         """
-        try:
-            async with asyncio.timeout_at(call.deadline_s) as deadline:
-                return await self._answer_in_time(request, call, prepare, finish)
-        except TimeoutError as error:
-            if deadline.expired():
-                raise DeadlineExceeded("the deadline of this request passed before it was scored") from error
-            raise
+        async with keep_deadline(call.deadline_s):
+            return await self._answer_in_time(request, call, prepare, finish)
 
     async def _answer_in_time(
         self,

@@ -79,6 +79,10 @@ def test_other_item_shapes_are_refused(fields: dict[str, Any]) -> None:
         {"inputs": [PAIR], "mode": "lcb", "beta": -1},
         {"inputs": [PAIR], "mode": "lcb", "beta": math.nan},
         {"inputs": [PAIR], "mode": "lcb", "beta": math.inf},
+        {"inputs": [PAIR], "mode": "lcb", "beta": "0.5"},
+        {"inputs": [PAIR], "mode": "lcb", "beta": True},
+        {"inputs": [PAIR], "normalize": "off"},
+        {"inputs": [PAIR], "normalize": 0},
         {"inputs": [PAIR], "center": "pair"},
         {"inputs": [PAIR], "truncate": "middle"},
         {"inputs": [PAIR], "ensemble": ""},
@@ -88,6 +92,10 @@ def test_other_item_shapes_are_refused(fields: dict[str, Any]) -> None:
 def test_score_options_are_checked(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         ScoreRequest.model_validate(fields)
+
+
+def test_beta_may_be_a_whole_number() -> None:
+    assert ScoreRequest.model_validate({"inputs": [PAIR], "mode": "lcb", "beta": 2}).beta == 2.0
 
 
 def test_score_defaults() -> None:

@@ -18,6 +18,15 @@ from tests.server.fake_engine import NAN_ID, FakeEngine, fake_raw
 from tests.server.tiny_bundle import encode_by_hand, make_fake_bundle
 
 PAIR = {"prompt": "Hi", "response": "Hello"}
+SCOPE = {
+    "type": "http",
+    "http_version": "1.1",
+    "method": "POST",
+    "scheme": "http",
+    "path": "/score",
+    "query_string": b"",
+}
+"""Of ASGI itself, for what httpx's transport cannot do."""
 
 
 def calibrated(*pairs: tuple[str, str]) -> np.ndarray[Any, Any]:
@@ -95,6 +104,18 @@ async def test_one_bad_item_does_not_fail_its_neighbours(service: Service) -> No
     assert all(result[name] is None for result in results[1:] for name in ("score", "mean", "std", "members"))
 
 
+async def test_a_lone_surrogate_fails_its_own_item_only(service: Service) -> None:
+    body = r"""{"inputs": [{"prompt": "Hi", "response": "Hello"}, {"text": "\ud800"},
+        {"prompt": [{"role": "user", "content": "a\udc00"}], "response": "a"}]}"""
+    reply = await service.http.post("/score", content=body)
+    assert reply.status_code == 200
+    results = reply.json()["results"]
+    assert results[0]["score"] == pytest.approx(calibrated(("Hi", "Hello")).mean())
+    assert [result["error"]["code"] for result in results[1:]] == ["invalid_unicode"] * 2
+    ranked = await service.http.post("/rank", content=r'{"prompt": "Hi", "candidates": ["\ud800", "a", "b"]}')
+    assert ranked.json()["order"][-1] == 0
+
+
 async def test_a_body_without_a_content_type_is_json(service: Service) -> None:
     content = json.dumps({"inputs": [PAIR]})
     form = {"content-type": "application/x-www-form-urlencoded"}  # what curl -d says
@@ -163,9 +184,48 @@ async def test_a_deadline_that_passes_is_504_and_leaves_the_queue(service: Servi
     assert len(service.engine.passes) == 1
 
 
-async def test_a_deadline_that_holds_changes_nothing(service: Service) -> None:
-    reply = await service.http.post("/score", json={"inputs": [PAIR]}, headers={"X-Quorum-Timeout-Ms": "60000"})
+@pytest.mark.parametrize("timeout_ms", ["60000", str(10**12), str(10**400)])
+async def test_a_deadline_that_holds_changes_nothing(service: Service, timeout_ms: str) -> None:
+    reply = await service.http.post("/score", json={"inputs": [PAIR]}, headers={"X-Quorum-Timeout-Ms": timeout_ms})
     assert reply.status_code == 200
+
+
+async def test_the_deadline_covers_the_upload(service: Service) -> None:
+    """A body of which the rest never comes."""
+    sent = await speak(service, [{"type": "http.request", "body": b"{", "more_body": True}], timeout_ms=1)
+    assert sent[0]["status"] == 504
+    assert b"deadline_exceeded" in sent[1]["body"]
+
+
+async def test_a_client_that_goes_during_its_upload_is_no_defect(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    sent = await speak(
+        service, [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
+    )
+    assert [message.get("status") for message in sent] == [499, None]
+    assert caplog.text == ""
+
+
+async def speak(
+    service: Service, messages: list[dict[str, Any]], *, timeout_ms: int | None = None
+) -> list[dict[str, Any]]:
+    """POST /score in ASGI itself: `messages`, then silence. Gives what the application sent."""
+    remaining = iter(messages)
+    sent = []
+
+    async def receive() -> dict[str, Any]:
+        message = next(remaining, None)
+        return await asyncio.Future() if message is None else message
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    headers = [] if timeout_ms is None else [(b"x-quorum-timeout-ms", str(timeout_ms).encode())]
+    transport = service.http._transport
+    assert isinstance(transport, httpx.ASGITransport)
+    await transport.app(SCOPE | {"headers": headers}, receive, send)  # type: ignore[arg-type]
+    return sent
 
 
 async def test_a_client_that_goes_leaves_the_queue(service: Service) -> None:
@@ -187,18 +247,9 @@ async def test_a_client_that_goes_leaves_the_queue(service: Service) -> None:
 
     async def send(message: dict[str, Any]) -> None: ...
 
-    scope = {
-        "type": "http",
-        "http_version": "1.1",
-        "method": "POST",
-        "scheme": "http",
-        "path": "/score",
-        "query_string": b"",
-        "headers": [],
-    }
     transport = service.http._transport
     assert isinstance(transport, httpx.ASGITransport)
-    leaving = asyncio.create_task(transport.app(scope, receive, send))  # type: ignore[arg-type]
+    leaving = asyncio.create_task(transport.app(SCOPE | {"headers": []}, receive, send))  # type: ignore[arg-type]
     while scheduler.queued_tokens == before:  # noqa: ASYNC110 - until it stands in the queue
         await asyncio.sleep(0)
     hang_up.set()

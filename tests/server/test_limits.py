@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from quorum_client.errors import RequestTooLarge
+from quorum_client.errors import InvalidRequest, RequestTooLarge
 from quorum_client.types import CompareRequest, RankRequest, ScoreRequest
 from quorum_server.limits import check_items, check_text, count_chars
 
@@ -43,6 +43,18 @@ def test_any_list_of_items_is_counted(field: str) -> None:
     check_items({field: [0] * 3}, 3)
     with pytest.raises(RequestTooLarge, match="4 items"):
         check_items({field: [0] * 4}, 3)
+
+
+def test_turns_and_fields_are_counted() -> None:
+    turns = [{"role": "user", "content": ""}]
+    check_items({"inputs": [{"prompt": turns * 3}]}, 3)
+    with pytest.raises(RequestTooLarge, match="4 turns"):
+        check_items({"inputs": [{"prompt": turns * 4}]}, 3)
+    many = {f"f{number}": 0 for number in range(65)}
+    for body in (many, {"inputs": [many]}, {"prompt": [many]}, {"pairs": [{"prompt": [many]}]}):
+        with pytest.raises(InvalidRequest, match="65 fields"):
+            check_items(body, 3)
+    check_items({"inputs": [{"token_ids": [1] * 10}]}, 3)
 
 
 @pytest.mark.parametrize("body", [None, 3, "text", [1] * 10])

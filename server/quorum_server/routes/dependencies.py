@@ -9,11 +9,10 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Request
 
+from quorum_server.deadline import TIMEOUT_HEADER, deadline_of
 from quorum_server.registry import Registry
 from quorum_server.runtime import Runtime
 from quorum_server.service import Call, ScoringService
-
-_MAX_TIMEOUT_MS = 24 * 3600 * 1000
 
 
 def _get_runtime(request: Request) -> Runtime:
@@ -40,13 +39,12 @@ def _get_registry(runtime: RuntimeDep) -> Registry:
 
 def _get_call(
     request: Request,
-    x_quorum_timeout_ms: Annotated[
+    _: Annotated[  # for the OpenAPI entry: `deadline_of` reads it, before the body
         int | None,
-        Header(ge=0, le=_MAX_TIMEOUT_MS, description="milliseconds from arrival until the answer is of no use: 504"),
+        Header(alias=TIMEOUT_HEADER, ge=0, description="milliseconds from arrival until the answer is of no use: 504"),
     ] = None,
 ) -> Call:
-    deadline_s = None if x_quorum_timeout_ms is None else request.state.arrived_s + x_quorum_timeout_ms / 1000
-    return Call(request.state.request_id, deadline_s)
+    return Call(request.state.request_id, deadline_of(request))
 
 
 ServiceDep = Annotated[ScoringService, Depends(_get_service)]
