@@ -29,7 +29,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         settings: see `Settings`.
         engine: the engine to use; one in a child process by default.
     """
-    engine = engine or EngineProcess(num_threads=settings.engine_threads)
+    engine = engine or EngineProcess(num_threads=settings.engine_threads, log_level=settings.log_level)
     app = FastAPI(
         title="Quorum",
         summary="Reward-model ensembles as a service",

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
-import logging.config
 import signal
 import socket
 import sys
@@ -23,6 +21,7 @@ from pydantic import ValidationError
 
 from quorum_client.errors import QuorumError
 from quorum_server.app import create_app
+from quorum_server.logs import configure_logging
 from quorum_server.registry import Ensemble
 from quorum_server.runtime import Engine, Runtime
 from quorum_server.settings import Settings
@@ -74,21 +73,6 @@ def serve(
         raise typer.BadParameter(problems) from error
     configure_logging(settings.log_level)
     raise typer.Exit(run(settings))
-
-
-def configure_logging(level: str) -> None:
-    """Log to standard error, one line a record; no library of this project does this for itself."""
-    logging.config.dictConfig(
-        {
-            "version": 1,
-            "disable_existing_loggers": False,
-            "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
-            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
-            "root": {"level": level.upper(), "handlers": ["stderr"]},
-            # Each request to a model hub is news to nobody.
-            "loggers": {"httpx": {"level": "WARNING"}},
-        }
-    )
 
 
 def run(settings: Settings, engine: Engine | None = None) -> int:

@@ -154,10 +154,10 @@ class Registry:
             if len(self._ensembles) > 1:
                 raise InvalidRequest("several ensembles are loaded: name one under 'ensemble'")
             return next(iter(self._ensembles.values()))
-        name, _, version = reference.partition("@")
+        name, at, version = reference.partition("@")
         ensemble = self._ensembles.get(name)
         if ensemble is None:
             raise EnsembleNotFound("no ensemble of this name is loaded; GET /v1/ensembles lists them")
-        if version and version != ensemble.version:
+        if at and version != ensemble.version:
             raise EnsembleNotFound(f"this version of '{ensemble.name}' is not loaded; {ensemble.version} is")
         return ensemble

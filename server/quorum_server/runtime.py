@@ -61,8 +61,12 @@ class Runtime:
         )
 
     async def start(self) -> None:
-        """Start the engine and, in the background, load the ensemble."""
-        await self._engine.start()
+        """Start the engine and, in the background, load the ensemble; see `wait_loaded` for what fails of it."""
+        try:
+            await self._engine.start()
+        except Exception as error:
+            self._settle(error)
+            return
         self._scheduling = asyncio.create_task(self._scheduler.run())
         self._loading = asyncio.create_task(self._load())
 
@@ -80,7 +84,7 @@ class Runtime:
     def check_ready(self) -> None:
         """Raise `NotReady`, with the reason, unless requests can be scored."""
         if self._failure is not None:
-            raise NotReady(f"the ensemble could not be loaded ({self._failure.code})")
+            raise NotReady(f"the start of this server failed ({self._failure.code})")
         if self._scheduling is None or self._scheduling.done() or not self._engine.is_alive:
             raise NotReady("the engine is not running")
         if not self._is_settled.is_set():
@@ -107,9 +111,14 @@ class Runtime:
                 token_budget=settings.token_budget,
             )
             self.registry.put(ensemble)
-        except QuorumError as error:
-            self._failure = error
         except Exception as error:
-            logger.exception("loading %s failed", settings.bundle)
-            self._failure = InternalError(f"{type(error).__name__}: {error}")
+            self._settle(error)
+        else:
+            self._settle(None)
+
+    def _settle(self, error: Exception | None) -> None:
+        if error is not None and not isinstance(error, QuorumError):
+            logger.error("the start failed", exc_info=error)
+            error = InternalError(f"{type(error).__name__}: {error}")
+        self._failure = error
         self._is_settled.set()

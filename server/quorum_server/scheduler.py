@@ -9,6 +9,7 @@ exactly one answer, in order of arrival. Knows neither HTTP nor torch nor text.
 from __future__ import annotations
 
 import asyncio
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from quorum_client.errors import InternalError, NotReady, Overloaded, RequestTooLarge
+from quorum_client.errors import InternalError, NotReady, Overloaded, QuorumError, RequestTooLarge
 from quorum_server.engine.messages import Scores, TokenIds
 from quorum_server.packing import plan_pass
 
@@ -98,10 +99,13 @@ class Scheduler:
             sequences: B >= 1 non-empty sequences.
 
         Raises:
+            ValueError: no sequences, or an empty one.
             Overloaded, RequestTooLarge: see `check_room`.
             NotReady, InternalError: the engine gave no scores.
         """
         lengths = [len(sequence) for sequence in sequences]
+        if not lengths or min(lengths) == 0:
+            raise ValueError("a job needs at least one sequence, and each sequence a token")
         num_tokens = sum(lengths)
         self.check_room(num_tokens)
         job = _Job(version, sequences, lengths, asyncio.get_running_loop().create_future())
@@ -127,6 +131,7 @@ class Scheduler:
         """One pass: collect what waits, let the engine score it, deliver."""
         batch = self._collect()
         if not batch:
+            assert not self._jobs, "jobs wait, and none was planned: this would go on for ever"
             return
         sequences = [sequence for job, start, stop in batch for sequence in job.sequences[start:stop]]
         loop = asyncio.get_running_loop()
@@ -137,7 +142,7 @@ class Scheduler:
                 raise InternalError(f"{len(sequences)} sequences got scores of shape {scores.raw.shape}")
         except Exception as error:  # whatever it is, it is these jobs' answer, and the next pass must run
             for job, _, _ in batch:
-                self._fail(job, error)
+                self._fail(job, _own_copy(error))
             return
         self._measure(sum(map(len, sequences)), loop.time() - started_s)
         self._deliver(batch, scores)
@@ -191,3 +196,10 @@ class Scheduler:
         if self._tokens_per_s is None:
             return 1.0
         return float(min(max(math.ceil(self._queued_tokens / self._tokens_per_s), 1), _MAX_RETRY_AFTER_S))
+
+
+def _own_copy(error: Exception) -> QuorumError:
+    """An exception for one job: raised in several tasks, one object would gather all their tracebacks."""
+    own = copy.copy(error) if isinstance(error, QuorumError) else InternalError(f"{type(error).__name__}: {error}")
+    own.__cause__ = error
+    return own

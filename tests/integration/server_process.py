@@ -6,10 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -21,8 +23,9 @@ REAL_ENGINE = "import typer; from quorum_server.command import serve; typer.run(
 
 FAKE_ENGINE = """
 import sys
-from quorum_server.command import configure_logging, run
+from quorum_server.command import run
 from quorum_server.engine.process import EngineProcess
+from quorum_server.logs import configure_logging
 from quorum_server.settings import Settings
 from tests.server.fake_engine import FAKE_LOADER
 configure_logging("info")
@@ -57,15 +60,22 @@ class ServerProcess:
         return self.process.wait(_WAIT_S)
 
 
-def popen(script: str, bundle: Path | str, port: int = 0) -> subprocess.Popen[str]:
+def environment() -> dict[str, str]:
+    """Of a process that can import the project and the tests, and has no setting of the server."""
     roots = [str(ROOT / name) for name in ("clients", "server", "trainer", ".")]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("QUORUM_")}
-    environment |= {"PYTHONPATH": os.pathsep.join(roots), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("QUORUM_")}
+    return kept | {"PYTHONPATH": os.pathsep.join(roots), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def popen(
+    script: str, bundle: Path | str, port: int = 0, *, stderr: int | IO[str] = subprocess.PIPE
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", script, "--bundle", str(bundle), "--port", str(port)],
-        env=environment,
+        env=environment(),
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
+        start_new_session=True,  # so that a signal to its group does not reach the tests
         text=True,
     )
 
@@ -73,20 +83,22 @@ def popen(script: str, bundle: Path | str, port: int = 0) -> subprocess.Popen[st
 @contextmanager
 def server(script: str, bundle: Path | str) -> Iterator[ServerProcess]:
     """Start a server and wait until it is ready; leaves no process behind."""
-    process = popen(script, bundle)
-    assert process.stdout is not None
-    assert process.stderr is not None
-    lines: list[str] = []
-    try:
-        for line in process.stdout:
-            lines.append(line)
-            if line.startswith("curl "):
-                break
-        else:
-            raise AssertionError(f"the server ended with {process.wait()}: {process.stderr.read()}")
-        yield ServerProcess(process, "".join(lines).strip())
-    finally:
-        end(process)
+    with tempfile.TemporaryFile("w+") as errors:  # a pipe that nobody reads would hold the server up when it is full
+        process = popen(script, bundle, stderr=errors)
+        assert process.stdout is not None
+        lines: list[str] = []
+        try:
+            for line in process.stdout:
+                lines.append(line)
+                if line.startswith("curl "):
+                    break
+            else:
+                status = process.wait()
+                errors.seek(0)
+                raise AssertionError(f"the server ended with {status}: {errors.read()}")
+            yield ServerProcess(process, "".join(lines).strip())
+        finally:
+            end(process)
 
 
 def end(process: subprocess.Popen[str]) -> None:
@@ -104,8 +116,8 @@ def end(process: subprocess.Popen[str]) -> None:
         if child.is_running():
             child.kill()
     for stream in (process.stdout, process.stderr):
-        assert stream is not None
-        stream.close()
+        if stream is not None:
+            stream.close()
 
 
 def wait_until_gone(processes: list[psutil.Process]) -> list[psutil.Process]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -28,8 +29,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_ctrl_c_ends_the_server_with_status_0_and_no_child(bundle: Path) -> None:
     with server(FAKE_ENGINE, bundle) as running:
         family = psutil.Process(running.process.pid).children(recursive=True)
-        for process in (*family, psutil.Process(running.process.pid)):
-            process.send_signal(signal.SIGINT)  # a terminal sends it to the whole group
+        os.killpg(running.process.pid, signal.SIGINT)  # as a terminal does
         assert running.wait() == 0
         assert wait_until_gone(family) == []
 
@@ -40,7 +40,7 @@ def test_sigterm_ends_the_server_after_the_requests_under_way(bundle: Path) -> N
         family = psutil.Process(running.process.pid).children(recursive=True)
         engine.suspend()
         with under_way(running, BODY) as first:
-            running.process.send_signal(signal.SIGTERM)
+            os.killpg(running.process.pid, signal.SIGTERM)  # to the engine too, as service managers do
             engine.resume()
             reply = b"".join(iter(lambda: first.recv(65536), b""))
         assert reply.startswith(b"HTTP/1.1 200 ")
@@ -61,16 +61,14 @@ def test_kill_9_of_the_server_leaves_no_child_even_in_the_middle_of_a_pass(bundl
 @contextmanager
 def under_way(running: ServerProcess, body: object) -> Iterator[socket.socket]:
     """A request that the server has read and cannot answer now; gives the socket that its answer will come from."""
-    with httpx.Client(base_url=running.url) as http:
-        assert http.get("/healthz").status_code == 200
-        with socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2]))) as first:
-            content = json.dumps(body).encode()
-            head = f"POST /score HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {len(content)}\r\n\r\n"
-            first.sendall(head.encode() + content)
-            # A later request on another connection got its answer: the server has read the first one too.
-            late = http.post("/score", json=BODY, headers={"x-quorum-timeout-ms": "1"})
-            assert late.status_code == 504
-            yield first
+    with socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2]))) as first:
+        content = json.dumps(body).encode()
+        head = f"POST /score HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {len(content)}\r\n\r\n"
+        first.sendall(head.encode() + content)
+        # A request on a later connection got its answer: the server has taken this one, and read it.
+        late = httpx.post(f"{running.url}/score", json=BODY, headers={"x-quorum-timeout-ms": "1"})
+        assert late.status_code == 504
+        yield first
 
 
 def test_without_its_engine_the_server_says_503_and_lives(bundle: Path) -> None:

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -109,7 +111,30 @@ FAKE_LOADER = "tests.server.fake_engine:load_fake_scorer"
 
 
 def load_thread_counter(bundle: Any, *, device: str, dtype: str, token_budget: int) -> FakeScorer:
-    """A loader that shows, as its device, the number of threads that torch would read at its import."""
+    """A loader that shows, as its device, the number of threads that torch would read at its import, and if it did."""
     scorer = load_fake_scorer(bundle, device=device, dtype=dtype, token_budget=token_budget)
-    scorer.device = f"threads={os.environ.get('OMP_NUM_THREADS')}"
+    scorer.device = f"threads={os.environ.get('OMP_NUM_THREADS')} torch={'torch' in sys.modules}"
     return scorer
+
+
+class UnreadableScorer(FakeScorer):
+    """Its answer cannot be put together again at the other end."""
+
+    def score(self, sequences: list[list[int]]) -> _RawScores:
+        return _RawScores(_Unreadable(), 0)  # type: ignore[arg-type]
+
+
+class _Unreadable:
+    def __reduce__(self) -> Any:
+        return int, ("no number",)
+
+
+def load_unreadable_scorer(bundle: Any, *, device: str, dtype: str, token_budget: int) -> FakeScorer:
+    return UnreadableScorer(len(bundle.manifest.members))
+
+
+def load_logging_scorer(bundle: Any, *, device: str, dtype: str, token_budget: int) -> FakeScorer:
+    """A loader that says something at two levels."""
+    logging.getLogger("quorum_model").info("planted info")
+    logging.getLogger("quorum_model").warning("planted warning")
+    return load_fake_scorer(bundle, device=device, dtype=dtype, token_budget=token_budget)

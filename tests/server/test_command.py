@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shlex
 import socket
@@ -11,6 +12,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from quorum_client.errors import NotReady
 from quorum_client.types import ScoreRequest
 from quorum_server import command
 from quorum_server.registry import load_ensemble
@@ -43,6 +45,24 @@ def test_flags_beat_the_environment_and_that_the_defaults(
     (settings,) = seen
     assert (settings.host, settings.port, settings.max_items, settings.token_budget) == ("::1", 9001, 7, 100)
     assert (settings.bundle, settings.device) == ("default", "auto")
+
+
+def test_the_help_shows_the_defaults_that_hold() -> None:
+    for name, parameter in inspect.signature(command.serve, eval_str=True).parameters.items():
+        assert parameter.annotation.__metadata__[0].show_default == str(Settings.model_fields[name].default)
+
+
+def test_an_engine_that_cannot_start_ends_the_command_with_its_error(
+    fake_bundle: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class BrokenEngine(FakeEngine):
+        async def start(self) -> None:
+            raise NotReady("the engine's process cannot be started: planted")
+
+    assert command.run(Settings(bundle=str(fake_bundle), port=0), BrokenEngine()) == 1
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.splitlines() == ["error: not_ready: the engine's process cannot be started: planted"]
 
 
 @pytest.mark.parametrize("arguments", [["--port", "70000"], ["--token-budget", "0"], ["--log-level", "loud"]])

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,7 @@ from quorum_model.bundle.read import read_bundle
 from quorum_model.errors import BundleError
 from quorum_server.engine.messages import Score, TokenIds
 from quorum_server.engine.process import EngineProcess
+from tests.integration.server_process import environment
 from tests.server.conftest import serving
 from tests.server.fake_engine import CRASH_ID, FAKE_LOADER, RAISE_ID, fake_raw
 from tests.server.tiny_bundle import make_fake_bundle
@@ -99,10 +103,13 @@ async def test_death_answers_everyone_who_waits(engine: EngineProcess, fake_bund
         await engine.score(version, ids([10]))
 
 
-async def test_ctrl_c_is_left_to_the_parent(engine: EngineProcess, fake_bundle: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_to_the_group_is_left_to_the_parent(
+    engine: EngineProcess, fake_bundle: Path, number: signal.Signals
+) -> None:
     version = await load(engine, fake_bundle)
     assert engine.pid is not None
-    os.kill(engine.pid, signal.SIGINT)
+    os.kill(engine.pid, number)
     assert (await engine.score(version, ids([10]))).computed_tokens == 1
 
 
@@ -111,13 +118,13 @@ async def test_the_child_has_the_threads_it_was_given(fake_bundle: Path) -> None
     await process.start()
     try:
         loaded = await process.load(fake_bundle, device="cpu", dtype="auto", token_budget=64)
-        assert loaded.device == "threads=7"
+        assert loaded.device == "threads=7 torch=False"  # else it would have read another number
     finally:
         await process.stop()
 
 
 async def test_stop_ends_the_child_even_if_it_hangs(fake_bundle: Path) -> None:
-    process = EngineProcess(loader=FAKE_LOADER)
+    process = EngineProcess(loader=FAKE_LOADER, stop_timeout_s=0.1)
     await process.start()
     version = await load(process, fake_bundle)
     pid = process.pid
@@ -130,6 +137,77 @@ async def test_stop_ends_the_child_even_if_it_hangs(fake_bundle: Path) -> None:
     with pytest.raises(NotReady):
         await waiting
     assert not psutil.pid_exists(pid)
+
+
+async def test_stop_lets_the_child_end_by_itself(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = EngineProcess(loader=FAKE_LOADER, stop_timeout_s=60)
+    await process.start()
+    await load(process, fake_bundle)
+    exit_codes: list[int | None] = []
+    monkeypatch.setattr(SpawnProcess, "close", lambda child: exit_codes.append(child.exitcode))
+    await process.stop()
+    assert exit_codes == [0]
+
+
+async def test_an_answer_that_cannot_be_read_ends_the_engine(
+    fake_bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    process = EngineProcess(loader="tests.server.fake_engine:load_unreadable_scorer")
+    await process.start()
+    version = await load(process, fake_bundle)
+    with pytest.raises(NotReady):
+        await process.score(version, ids([10]))
+    assert not process.is_alive
+    assert "cannot be read" in caplog.text
+    await process.stop()
+
+
+@pytest.mark.parametrize("log_level", ["info", "warning"])
+async def test_the_child_logs_at_the_servers_level(
+    fake_bundle: Path, capfd: pytest.CaptureFixture[str], log_level: str
+) -> None:
+    process = EngineProcess(loader="tests.server.fake_engine:load_logging_scorer", log_level=log_level)
+    await process.start()
+    await load(process, fake_bundle)
+    await process.stop()
+    lines = [line for line in capfd.readouterr().err.splitlines() if "planted" in line]
+    assert [line.split()[2:] for line in lines] == [
+        [level.upper(), "quorum_model:", "planted", level]
+        for level in ("info", "warning")
+        if level == "warning" or log_level == "info"
+    ]
+
+
+def test_a_parent_that_forgets_to_stop_it_still_ends() -> None:
+    """Python ends its daemons by SIGTERM, which the child ignores, and waits for them."""
+    script = (
+        "import asyncio; from pathlib import Path; from quorum_server.engine.process import EngineProcess\n"
+        f"engine = EngineProcess(loader={FAKE_LOADER!r})\n"
+        "async def main():\n"
+        "    await engine.start()\n"
+        "    try: await engine.load(Path('nowhere'), device='cpu', dtype='auto', token_budget=1)\n"
+        "    except Exception as error: print(engine.pid, type(error).__name__)  # it runs, its signals are set\n"
+        "asyncio.run(main())"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script], env=environment(), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    pid, error = ended.stdout.split()
+    assert error == "BundleError"
+    assert not psutil.pid_exists(int(pid))
+
+
+async def test_an_engine_that_cannot_start_is_a_typed_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: object) -> None:
+        raise OSError(11, "no more processes")
+
+    monkeypatch.setattr("multiprocessing.context.SpawnProcess.start", refuse)
+    process = EngineProcess(loader=FAKE_LOADER)
+    with pytest.raises(NotReady, match="no more processes"):
+        await process.start()
+    assert not process.is_alive
+    await process.stop()
 
 
 async def test_an_engine_that_hangs_does_not_hold_the_event_loop(fake_bundle: Path) -> None:

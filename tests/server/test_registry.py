@@ -25,7 +25,7 @@ async def test_by_name_by_version_and_by_default(fake_bundle: Path, tmp_path: Pa
     tiny = await load(fake_bundle)
     registry.put(tiny)
     assert registry.get(None) is registry.get("tiny") is registry.get(f"tiny@{tiny.version}") is tiny
-    for unknown in ("other", "tiny@000000000000", f"other@{tiny.version}", "@", f"@{tiny.version}"):
+    for unknown in ("other", "tiny@000000000000", f"other@{tiny.version}", "@", f"@{tiny.version}", "tiny@"):
         with pytest.raises(EnsembleNotFound):
             registry.get(unknown)
 

@@ -184,6 +184,44 @@ async def test_a_failing_pass_fails_its_own_jobs_only() -> None:
     assert scheduler.queued_tokens == 0
 
 
+@pytest.mark.parametrize("planted", [NotReady("planted", retry_after_s=3.0), OSError(5, "planted")])
+async def test_each_job_of_a_failed_pass_has_an_exception_of_its_own(planted: Exception) -> None:
+    """One object raised in several tasks would gather all their tracebacks."""
+    engine = FakeEngine()
+    scheduler = new_scheduler(engine)
+    async with running(scheduler):
+        engine.error = planted
+        first, second = await asyncio.gather(
+            scheduler.submit("v", ids([1])), scheduler.submit("v", ids([2])), return_exceptions=True
+        )
+    assert len(engine.passes) == 1
+    assert first is not second
+    for error in (first, second):
+        assert isinstance(error, NotReady if isinstance(planted, NotReady) else InternalError)
+        assert error.__cause__ is planted
+        assert "planted" in error.message
+        assert error.retry_after_s == getattr(planted, "retry_after_s", None)
+
+
+@pytest.mark.parametrize("sequences", [[], [[]], [[1], []]])
+async def test_a_job_without_work_is_refused_and_does_not_spin(sequences: list[list[int]]) -> None:
+    scheduler = new_scheduler(FakeEngine())
+    async with running(scheduler):
+        with pytest.raises(ValueError, match="at least one"):
+            await scheduler.submit("v", ids(*sequences))
+        assert (await scheduler.submit("v", ids([2]))).raw.shape == (3, 1)
+
+
+async def test_a_plan_that_leaves_everything_waiting_is_a_defect(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quorum_server.scheduler.plan_pass", lambda *_: [])
+    scheduler = new_scheduler(FakeEngine())
+    waiting = asyncio.create_task(scheduler.submit("v", ids([1])))
+    await settle()
+    with pytest.raises(AssertionError, match="for ever"):
+        await scheduler.step()
+    waiting.cancel()
+
+
 async def test_scores_of_another_number_of_sequences_are_no_scores() -> None:
     class ShortEngine(FakeEngine):
         async def score(self, version: str, sequences: Sequence[TokenIds]) -> Scores:

@@ -1,6 +1,6 @@
 """What crosses the pipe between the server and its engine process.
 
-    server  --Load, Score-->  engine
+    server  --Load, Score, Stop-->  engine
     server  <--Loaded, Scores, Failed--  engine
 
 Plain data: numbers and short strings, never text of a user. Knows no torch and no HTTP.
@@ -62,6 +62,11 @@ class Score:
         """The B sequences."""
         ends = np.cumsum(self.lengths)
         return [part.tolist() for part in np.split(self.token_ids, ends[:-1])]
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End: nothing more will be asked."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ of queues, text or HTTP.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import itertools
 import logging
@@ -22,13 +23,12 @@ from pathlib import Path
 
 from quorum_client.errors import InternalError, NotReady, QuorumError
 from quorum_model.errors import BundleError
-from quorum_server.engine.messages import Answer, Failed, Load, Loaded, Request, Score, Scores, TokenIds
+from quorum_server.engine.messages import Answer, Failed, Load, Loaded, Request, Score, Scores, Stop, TokenIds
 from quorum_server.engine.worker import run_engine
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_LOADER = "quorum_model.member_scorer:load_member_scorer"
-_STOP_TIMEOUT_S = 5.0
 
 
 class EngineProcess:
@@ -37,16 +37,27 @@ class EngineProcess:
     Args:
         loader: `module:function` that loads a scorer inside the child; see `load_member_scorer`.
         num_threads: CPU threads of the child; None leaves torch its choice.
+        log_level: of the child's log; see `configure_logging`.
+        stop_timeout_s: how long the child may take to end by itself when told to.
     """
 
-    def __init__(self, *, loader: str = DEFAULT_LOADER, num_threads: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        loader: str = DEFAULT_LOADER,
+        num_threads: int | None = None,
+        log_level: str = "info",
+        stop_timeout_s: float = 3.0,
+    ) -> None:
+        self._log_level = log_level
+        self._stop_timeout_s = stop_timeout_s
         self._loader = loader
         self._num_threads = num_threads
         self._job_ids = itertools.count()
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
         self._sender = ThreadPoolExecutor(1, thread_name_prefix="engine-sender")
         self._process: SpawnProcess | None = None
-        self._connection: Connection[Request, Answer] | None = None
+        self._connection: Connection[Request | Stop, Answer] | None = None
         self._reader: threading.Thread | None = None
         self._is_alive = False
 
@@ -61,15 +72,29 @@ class EngineProcess:
         return self._process.pid if self._process else None
 
     async def start(self) -> None:
-        """Start the child; it holds no ensemble yet."""
+        """Start the child; it holds no ensemble yet.
+
+        Raises:
+            NotReady: the operating system starts no process.
+        """
         # spawn: a forked copy of a process with threads and a CUDA context is not safe to use.
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(
-            target=run_engine, args=(theirs, self._loader, self._num_threads), name="quorum-engine", daemon=True
+            target=run_engine,
+            args=(theirs, self._loader, self._num_threads, self._log_level),
+            name="quorum-engine",
+            daemon=True,
         )
-        await asyncio.to_thread(process.start)
-        theirs.close()  # so that the child's end is the last one, and its death is an end of file here
+        try:
+            await asyncio.to_thread(process.start)
+        except OSError as error:
+            ours.close()
+            raise NotReady(f"the engine's process cannot be started: {error}") from error
+        finally:
+            theirs.close()  # so that the child's end is the last one, and its death is an end of file here
+        # Python, at its own end, would send a SIGTERM, which the child ignores, and wait.
+        atexit.register(process.kill)
         self._process, self._connection, self._is_alive = process, ours, True
         self._reader = threading.Thread(
             target=_read_answers,
@@ -108,11 +133,12 @@ class EngineProcess:
         if process is None or connection is None or reader is None:
             return
         self._is_alive = False  # from here on its end is no news
-        process.terminate()  # it holds nothing that needs saving
-        await asyncio.to_thread(reader.join, _STOP_TIMEOUT_S)
+        self._sender.submit(_send, connection, Stop())
+        await asyncio.to_thread(reader.join, self._stop_timeout_s)
         if reader.is_alive():
-            process.kill()
+            process.kill()  # it hangs, or is in the middle of a pass, and holds nothing that needs saving
             await asyncio.to_thread(reader.join)
+        atexit.unregister(process.kill)
         self._fail_waiting()
         self._sender.shutdown()
         connection.close()
@@ -152,7 +178,7 @@ class EngineProcess:
                 future.set_exception(NotReady("the engine process ended before it answered"))
 
 
-def _send(connection: Connection[Request, Answer], request: Request) -> None:
+def _send(connection: Connection[Request | Stop, Answer], request: Request | Stop) -> None:
     # A child that died is the reader's to notice: it fails every future at once.
     with contextlib.suppress(OSError):
         connection.send(request)
@@ -160,18 +186,23 @@ def _send(connection: Connection[Request, Answer], request: Request) -> None:
 
 def _read_answers(
     process: SpawnProcess,
-    connection: Connection[Request, Answer],
+    connection: Connection[Request | Stop, Answer],
     loop: asyncio.AbstractEventLoop,
     deliver: Callable[[Answer], None],
     mark_dead: Callable[[int | None], None],
 ) -> None:
     """Hand the child's answers to the event loop until the child ends (the reader thread)."""
-    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-        try:
+    try:
+        with contextlib.suppress(EOFError, OSError):  # its end of the pipe is closed
             while True:
                 loop.call_soon_threadsafe(deliver, connection.recv())
-        except (EOFError, OSError):
-            process.join()  # no zombie is left
+    except Exception:  # whatever it is: a child that nobody listens to must not look alive
+        if not loop.is_closed():
+            logger.exception("the engine's answer cannot be read")
+        process.kill()
+    finally:
+        process.join()  # no zombie is left
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(mark_dead, process.exitcode)
 
 

@@ -1,6 +1,6 @@
 """The engine's child process: one loop that loads bundles and scores token ids.
 
-    Load, Score  --connection-->  loader, scorer  --connection-->  Loaded, Scores, Failed
+    Load, Score, Stop  --connection-->  loader, scorer  --connection-->  Loaded, Scores, Failed
 
 The only part of the server that holds weights. Knows nothing of text, calibration, queues or HTTP; it lives exactly as
 long as its parent.
@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from quorum_client.errors import InternalError, QuorumError
 from quorum_model.bundle.read import read_bundle
-from quorum_server.engine.messages import Answer, Failed, Load, Loaded, Request, Score, Scores
+from quorum_server.engine.messages import Answer, Failed, Load, Loaded, Request, Score, Scores, Stop
+from quorum_server.logs import configure_logging
 
 logger = logging.getLogger(__name__)
 
@@ -48,16 +49,22 @@ class _Scorer(Protocol):
 Loader = Callable[..., _Scorer]
 
 
-def run_engine(connection: Connection[Answer, Request], loader: str, num_threads: int | None) -> None:
-    """Serve messages until the connection closes or the parent dies.
+def run_engine(
+    connection: Connection[Answer, Request | Stop], loader: str, num_threads: int | None, log_level: str
+) -> None:
+    """Serve messages until told to stop, or the connection closes, or the parent dies.
 
     Args:
         connection: this process's end of the pipe.
         loader: `module:function` of what loads a scorer from a bundle; see `load_member_scorer`.
         num_threads: CPU threads for the arithmetic; None leaves torch its choice.
+        log_level: see `configure_logging`.
     """
-    # Ctrl-C reaches the whole process group; the parent decides when the engine ends, after its last request.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C, and a service manager's SIGTERM, reach the whole process group; the parent decides when the engine ends,
+    # after its last request.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    configure_logging(log_level)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     if num_threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(num_threads)  # read when torch is imported, by the loader
@@ -66,6 +73,8 @@ def run_engine(connection: Connection[Answer, Request], loader: str, num_threads
         try:
             request = connection.recv()
         except EOFError:
+            return
+        if isinstance(request, Stop):
             return
         connection.send(_answer(request, scorers, loader))
 
