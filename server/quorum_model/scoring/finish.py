@@ -8,6 +8,7 @@ and is kept out of its group's mean. Knows no text.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -75,11 +76,12 @@ def finish_rank(
 
     Raises:
         InvalidRequest: no candidate has a score, so that none is best.
+        InternalError: likewise, for a raw score that is not finite.
     """
     if prepared.may_stay_uncentred and _is_usable(_columns(context, prepared.items, raw)).sum() < 2:
         prepared = replace(prepared, rule=replace(prepared.rule, center="none"))
     results = _results(context, prepared, raw)
-    require_any([result.error for result in results])
+    _require_any([result.error for result in results], raw)
     scored = [index for index, result in enumerate(results) if result.score is not None]
     failed = [index for index, result in enumerate(results) if result.score is None]
     order = [*sorted(scored, key=lambda index: -(results[index].score or 0.0)), *failed]
@@ -103,13 +105,14 @@ def finish_compare(
 
     Raises:
         InvalidRequest: the one inline pair has no score.
+        InternalError: likewise, for a raw score that is not finite.
     """
     results = _comparisons(context, prepared, raw)
     ensemble = _ensemble_of(context)
     usage = Usage(prompt_tokens=prepared.prompt_tokens, computed_tokens=computed_tokens)
     if prepared.is_list:
         return CompareListResponse(id=response_id, ensemble=ensemble, results=results, usage=usage)
-    require_any([results[0].error])
+    _require_any([results[0].error], raw)
     return CompareResponse(
         id=response_id,
         ensemble=ensemble,
@@ -119,6 +122,17 @@ def finish_compare(
         members=results[0].members,
         truncated=results[0].truncated,
     )
+
+
+def _require_any(errors: Sequence[ItemError | None], raw: RawScores) -> None:
+    """Fail the request where no item is left: as its first item did, or as a defect where the engine's numbers are one.
+
+    Raises:
+        InvalidRequest, InternalError: see there.
+    """
+    if all(errors) and not np.isfinite(raw).all():
+        raise InternalError("no item has a score: the ensemble's raw scores are not finite numbers")
+    require_any(errors)
 
 
 def _ensemble_of(context: ScoringContext) -> EnsembleRef:

