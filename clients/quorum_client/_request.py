@@ -178,8 +178,11 @@ class Endpoint:
         """
         try:
             url = httpx.URL(base_url)
-        except (httpx.InvalidURL, TypeError) as error:
-            raise InvalidRequest(f"base_url is not an address: {error}") from error
+        except (httpx.InvalidURL, TypeError, ValueError):
+            # Without the parser's reason, in message and chain: it quotes the address, which may hold a key.
+            raise InvalidRequest(
+                "base_url is not an address; a key in it must be percent-encoded, or be given as api_key"
+            ) from None
         if url.scheme not in ("http", "https") or not url.host:
             raise InvalidRequest("base_url must look like http://host:port or https://host")
         authorization = None

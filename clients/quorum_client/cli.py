@@ -27,7 +27,6 @@ _SUMMARIES = {
     "score": "Score JSON lines against a server or a bundle.",
     "serve": "Serve an ensemble over HTTP.",
     "train": "Train an ensemble by a config file.",
-    "eval": "Measure an ensemble on held-out preference pairs.",
     "inspect": "Show what is in a bundle.",
 }
 _EXTRAS = {"quorum_model": "model", "quorum_server": "server", "quorum_trainer": "trainer"}

@@ -45,6 +45,8 @@ from quorum_client.types import (
     ScoreResponse,
 )
 
+DEFAULT_DEADLINE_S = 60.0
+
 
 class Client:
     """A Quorum server, with pooled connections; safe to share between threads.
@@ -60,6 +62,8 @@ class Client:
         base_url: the server's address; may carry a path, and a key as in `http://x:KEY@host`.
         api_key: sent as a bearer token.
         deadline_s: seconds for a whole call with its retries; the server is told, and drops work that is too late.
+            Checked between reads of the body; a server that drips its headers byte by byte restarts the wait with
+            each read and can hold a call longer (`AsyncClient` cancels it on time).
         max_retries: further attempts after lost connections and HTTP 429, 500, 502 and 503.
         http_client: an httpx client to send through (own certificates, proxies); closing it stays with the caller.
 
@@ -72,7 +76,7 @@ class Client:
         base_url: str,
         *,
         api_key: str | None = None,
-        deadline_s: float = 60.0,
+        deadline_s: float = DEFAULT_DEADLINE_S,
         max_retries: int = 4,
         http_client: httpx.Client | None = None,
     ) -> None:

@@ -85,7 +85,7 @@ def aggregate(members: Any, mode: Mode = "mean", beta: float | None = None) -> F
     - mean, min, median: as named.
     - lcb: mean - beta * std (lower confidence bound; arXiv 2401.16635, section 3).
     - uwo: mean - beta * var (uncertainty-weighted optimisation; Coste et al., arXiv 2310.02743, eq. 3).
-    - softmin: -(1/beta) * log mean_k exp(-beta * r_k); beta 0 gives the mean, infinity the min.
+    - softmin: -(1/beta) * log mean_k exp(-beta * r_k); beta 0 gives the mean, beta towards infinity the min.
 
     Args:
         members: float array-like, shape (K, B) or (K,), member-major.

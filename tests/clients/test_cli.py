@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -133,3 +134,9 @@ def test_runs_as_a_module() -> None:
     command = [sys.executable, "-m", "quorum_client.cli", "--version"]
     done = subprocess.run(command, cwd=CLIENTS, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, f"quorum {__version__}\n")
+
+
+def test_summaries_are_of_the_registered_subcommands() -> None:
+    # From the project's file, since the tests run without an installation too.
+    project = tomllib.loads((CLIENTS.parent / "pyproject.toml").read_text())["project"]
+    assert set(cli._SUMMARIES) == set(project["entry-points"][cli.COMMAND_GROUP])

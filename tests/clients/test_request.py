@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import traceback
 from types import MappingProxyType
 from typing import Any
 
@@ -144,3 +145,15 @@ def test_get_has_no_body() -> None:
     request = sent("http://h", call=READY_CALL)
     assert (request.method, request.content, request.url.path) == ("GET", b"", "/readyz")
     assert "content-type" not in request.headers
+
+
+@pytest.mark.parametrize(
+    "base_url", ["http://x:se/cretKEY@host", "http://x:se?cretKEY@host", "http://x:se#cretKEY@host"]
+)
+def test_no_part_of_a_key_shows_in_the_error_of_a_bad_address(base_url: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        Endpoint.parse(base_url, None)
+    shown = "".join(traceback.format_exception_only(caught.value)) + repr(caught.value)
+    assert "'se" not in shown
+    assert "cret" not in shown
+    assert caught.value.__suppress_context__  # nor in the chain that a traceback prints
