@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Protocol
@@ -26,9 +27,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 
 from quorum_client._request import RewardKwargs, make_score_request
 from quorum_client.cli import missing_extra
-from quorum_client.client import Client
-from quorum_client.commands.score_lines import ScoreBatch, batched, read_lines, score_in_order, scored_lines
+from quorum_client.client import DEFAULT_DEADLINE_S, Client
+from quorum_client.commands.score_lines import batched, read_lines, score_in_order, scored_lines
 from quorum_client.commands.score_output import OutputFile, Resumed, open_lines, resume
+from quorum_client.commands.score_parts import Ask, OriginWatch, ScoredPart, score_parts
 from quorum_client.errors import MissingExtra, QuorumError
 from quorum_client.modes import Mode
 from quorum_client.types import Center, ScoreRequest, ScoreResponse, Truncate
@@ -65,12 +67,13 @@ class Summary:
     ensembles: list[str] = field(default_factory=list)
     out: str | None = None
 
-    def count(self, answer: ScoreResponse) -> None:
-        """Add one batch."""
-        self.items += len(answer.results)
-        self.errors += sum(result.error is not None for result in answer.results)
-        name = f"{answer.ensemble.name}@{answer.ensemble.version}"
-        if name not in self.ensembles:
+    def count(self, part: ScoredPart) -> None:
+        """Add some results."""
+        self.items += len(part.results)
+        self.errors += sum(result.error is not None for result in part.results)
+        ensemble = part.origin["ensemble"]
+        name = f"{ensemble['name']}@{ensemble['version']}" if isinstance(ensemble, dict) else None
+        if name is not None and name not in self.ensembles:
             self.ensembles.append(name)
 
     def finish(self, seconds: float) -> None:
@@ -105,6 +108,9 @@ def score(  # noqa: PLR0913 - the options of a command are its interface
     out_name: Annotated[
         str, typer.Option("--out", metavar="FILE", help="An existing file is continued; - is stdout.")
     ] = "-",
+    deadline: Annotated[
+        float | None, typer.Option(help=f"Seconds for one request with its retries. Default: {DEFAULT_DEADLINE_S:g}")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Items per request.")] = 32,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start --out anew.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="End stdout with the summary as JSON; needs --out.")] = False,
@@ -116,7 +122,7 @@ def score(  # noqa: PLR0913 - the options of a command are its interface
     """
     source = None if in_name == "-" else Path(in_name)
     target = None if out_name == "-" else Path(out_name)
-    _check_usage(url, bundle, dtype, source, target, as_json=as_json)
+    _check_usage(url, bundle, dtype, deadline, source, target, as_json=as_json)
     options: RewardKwargs = {
         "mode": mode,
         "beta": beta,
@@ -125,32 +131,48 @@ def score(  # noqa: PLR0913 - the options of a command are its interface
         "normalize": normalize,
     }
     by_prompt = center == "group"
+    asked_for = {"normalize": normalize, "truncate": truncate, **({"dtype": dtype or "auto"} if bundle else {})}
+    watch = OriginWatch()
     with _file_errors(), open_lines(source, "rb") as stream:
         lines = read_lines(stream)
         resumed = resume(target, lines, by_prompt=by_prompt) if target and not overwrite else Resumed(target, lines)
-        scorer = _bundle_scorer(bundle, dtype, center, options) if bundle else _url_scorer(url, center, options)
+        scorer = _bundle_scorer(bundle, dtype, options) if bundle else _url_scorer(url, deadline, options)
         with (
-            scorer as (score_batch, num_in_flight),
+            scorer as (ask, num_in_flight),
             _summary(target, resumed.num_kept, as_json=as_json) as summary,
             _progress(source) as advance,
-            OutputFile(target, append=not overwrite) as output,
+            OutputFile(
+                target, append=not overwrite, keep_lines=resumed.num_kept if resumed.is_torn else None
+            ) as output,
         ):
             advance(resumed.num_kept)
             batches = batched(resumed.rest, batch_size, by_prompt=by_prompt)
-            for batch, answer in score_in_order(batches, score_batch, num_in_flight):
-                resumed.check(answer)
-                output.write(scored_lines(batch, answer))
-                summary.count(answer)
+            score_batch = partial(score_parts, ask=ask, center=center, asked_for=asked_for)
+            for batch, parts in score_in_order(batches, score_batch, num_in_flight):
+                resumed.check(parts)
+                watch.check(parts)
+                output.write(scored_lines(batch, parts))
+                for part in parts:
+                    summary.count(part)
                 advance(len(batch))
 
 
 def _check_usage(
-    url: str | None, bundle: str | None, dtype: str | None, source: Path | None, target: Path | None, *, as_json: bool
+    url: str | None,
+    bundle: str | None,
+    dtype: str | None,
+    deadline: float | None,
+    source: Path | None,
+    target: Path | None,
+    *,
+    as_json: bool,
 ) -> None:
     if url is not None and bundle is not None:
         raise typer.BadParameter("give either --url or --bundle")
     if dtype is not None and bundle is None:
         raise typer.BadParameter("--dtype goes with --bundle; a server has its own")
+    if deadline is not None and bundle is not None:
+        raise typer.BadParameter("--deadline goes with --url; a bundle in this process has none")
     if as_json and target is None:
         raise typer.BadParameter("--json needs --out FILE, since results go to stdout without it")
     if source is not None and (source.is_dir() or not source.exists()):
@@ -162,15 +184,14 @@ def _check_usage(
 
 
 @contextmanager
-def _url_scorer(url: str | None, center: Center, options: RewardKwargs) -> Iterator[tuple[ScoreBatch, int]]:
-    with Client(url or DEFAULT_URL, api_key=os.environ.get("QUORUM_API_KEY")) as client:
-        yield lambda items: client.score(items, center=center, **options), NUM_IN_FLIGHT
+def _url_scorer(url: str | None, deadline_s: float | None, options: RewardKwargs) -> Iterator[tuple[Ask, int]]:
+    deadline_s = DEFAULT_DEADLINE_S if deadline_s is None else deadline_s
+    with Client(url or DEFAULT_URL, api_key=os.environ.get("QUORUM_API_KEY"), deadline_s=deadline_s) as client:
+        yield lambda items, center: client.score(items, center=center, **options), NUM_IN_FLIGHT
 
 
 @contextmanager
-def _bundle_scorer(
-    bundle: str, dtype: str | None, center: Center, options: RewardKwargs
-) -> Iterator[tuple[ScoreBatch, int]]:
+def _bundle_scorer(bundle: str, dtype: str | None, options: RewardKwargs) -> Iterator[tuple[Ask, int]]:
     entry_point = next(iter(entry_points(group=LOCAL_GROUP, name="bundle")), None)
     if entry_point is None:
         raise MissingExtra("quorum score --bundle needs the model extra: pip install 'quorum-rm[model]'")
@@ -178,7 +199,7 @@ def _bundle_scorer(
         scorer: LocalScorer = entry_point.load().open(bundle, dtype=dtype or "auto")
     except ModuleNotFoundError as error:
         raise missing_extra("quorum score --bundle", entry_point, error) or error from error
-    yield lambda items: scorer.score(make_score_request(items, center, options)), 1
+    yield lambda items, center: scorer.score(make_score_request(items, center, options)), 1
 
 
 @contextmanager
@@ -194,14 +215,20 @@ def _file_errors() -> Iterator[None]:
 @contextmanager
 def _progress(source: Path | None) -> Iterator[Callable[[int], None]]:
     """Progress on stderr where that is a terminal; yields what to call with newly finished items."""
-    is_shown = sys.stderr.isatty()
+    is_shown = _is_watched()
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not is_shown) as progress:
-        task = progress.add_task("score", total=_num_lines(source) if is_shown and source else None)
+        task = progress.add_task("score", total=_num_lines(source) if is_shown else None)
         yield lambda num_items: progress.advance(task, num_items)
 
 
-def _num_lines(path: Path) -> int | None:
+def _is_watched() -> bool:
+    return sys.stderr.isatty()
+
+
+def _num_lines(path: Path | None) -> int | None:
+    if path is None or not path.is_file():
+        return None  # a pipe can be read once only, and that is for scoring
     try:
         with open_lines(path, "rb") as file:
             return sum(1 for line in file if line.strip())

@@ -1,6 +1,6 @@
 """The lines of `quorum score`: read, batched, scored in order, written back with their scores.
 
-    bytes  --read_lines-->  Line  --batched-->  [Line]  --score_in_order-->  (batch, answer)  --scored_line-->  bytes
+    bytes  --read_lines-->  Line  --batched-->  [Line]  --score_in_order-->  (batch, parts)  --scored_lines-->  bytes
 
 A line's own text is never re-encoded: the scores are spliced in before its closing brace, so whatever else the line
 carries comes out as it went in. Knows no files and no server.
@@ -13,19 +13,21 @@ import json
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
+from threading import Thread
 
 from pydantic import ValidationError
 
 from quorum_client._request import describe_invalid
+from quorum_client.commands.score_parts import ScoredPart
 from quorum_client.errors import InvalidRequest
-from quorum_client.types import ScoreItem, ScoreResponse
+from quorum_client.types import ScoreItem
 
 SCORE_KEY = "quorum"
 _SPLICE = f', "{SCORE_KEY}": '.encode()
 
-ScoreBatch = Callable[[list[ScoreItem]], ScoreResponse]
+ScoreBatch = Callable[[list[ScoreItem]], list[ScoredPart]]
 
 
 class BadLine(InvalidRequest):
@@ -137,46 +139,53 @@ def _runs(lines: Iterable[Line]) -> Iterator[list[Line]]:
 
 def score_in_order(
     batches: Iterable[list[Line]], score: ScoreBatch, num_in_flight: int
-) -> Iterator[tuple[list[Line], ScoreResponse]]:
+) -> Iterator[tuple[list[Line], list[ScoredPart]]]:
     """Score batches, `num_in_flight` at a time, and hand them out in the order of the input.
 
     Raises:
         BadLine: from `batches`, after everything before it.
-        QuorumError: from `score`, after every batch before the failing one.
+        QuorumError: from `score`, after every batch before the failing one; those in flight are not waited for.
     """
-    window: deque[tuple[list[Line], Future[ScoreResponse]]] = deque()
+    window: deque[tuple[list[Line], Future[list[ScoredPart]]]] = deque()
 
-    def first() -> tuple[list[Line], ScoreResponse]:
+    def first() -> tuple[list[Line], list[ScoredPart]]:
         batch, future = window.popleft()
         return batch, future.result()
 
     bad_line: BadLine | None = None
-    with ThreadPoolExecutor(num_in_flight, thread_name_prefix="quorum-score") as pool:
-        try:
-            for batch in batches:
-                window.append((batch, pool.submit(score, [line.item for line in batch])))
-                if len(window) == num_in_flight:
-                    yield first()
-        except BadLine as error:
-            bad_line = error
-        while window:
-            yield first()
+    try:
+        for batch in batches:
+            future: Future[list[ScoredPart]] = Future()
+            window.append((batch, future))
+            if num_in_flight == 1:
+                _fulfil(future, score, batch)
+            else:
+                # A daemon, unlike an executor's threads: an interrupted run ends without waiting for its requests.
+                Thread(target=_fulfil, args=(future, score, batch), name="quorum-score", daemon=True).start()
+            if len(window) == num_in_flight:
+                yield first()
+    except BadLine as error:
+        bad_line = error
+    while window:
+        yield first()
     if bad_line is not None:
         raise bad_line
 
 
-def scored_lines(batch: Sequence[Line], answer: ScoreResponse) -> list[bytes]:
+def _fulfil(future: Future[list[ScoredPart]], score: ScoreBatch, batch: list[Line]) -> None:
+    try:
+        future.set_result(score([line.item for line in batch]))
+    except BaseException as error:  # raised again where the result is asked for
+        future.set_exception(error)
+
+
+def scored_lines(batch: Sequence[Line], parts: Sequence[ScoredPart]) -> list[bytes]:
     """The lines of `batch` with their scores, each ending in a newline."""
-    origin = origin_of(answer)
+    scores = [{**result.model_dump(), **part.origin} for part in parts for result in part.results]
     return [
-        line.opening + json.dumps({**result.model_dump(), **origin}, allow_nan=False).encode() + b"}\n"
-        for line, result in zip(batch, answer.results, strict=True)
+        line.opening + json.dumps(one, allow_nan=False).encode() + b"}\n"
+        for line, one in zip(batch, scores, strict=True)
     ]
-
-
-def origin_of(answer: ScoreResponse) -> dict[str, object]:
-    """What the scores of every line say about where they come from."""
-    return answer.model_dump(include={"ensemble", "mode", "beta", "center"})
 
 
 def scores_of(line: Line, scored: bytes) -> dict[str, object] | None:

@@ -21,9 +21,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self, cast
 
-from quorum_client.commands.score_lines import Line, origin_of, scores_of
+from quorum_client.commands.score_lines import Line, scores_of
+from quorum_client.commands.score_parts import ScoredPart, differing
 from quorum_client.errors import InvalidRequest
-from quorum_client.types import ScoreResponse
 
 
 class CannotResume(InvalidRequest):
@@ -54,30 +54,33 @@ class Resumed:
     """An output file that is being continued.
 
     path: the file; None is stdout. rest: the lines still to score. num_kept: lines already in the file.
-    last_scores: the scores of the last line that an earlier run wrote.
+    last_scores: the scores of the last line that an earlier run wrote, of one with an ensemble where there is any.
+    is_torn: whether something follows the kept lines, to be cut off before more is written.
     """
 
     path: Path | None
     rest: Iterator[Line]
     num_kept: int = 0
     last_scores: dict[str, object] | None = None
+    is_torn: bool = False
 
-    def check(self, answer: ScoreResponse) -> None:
+    def check(self, parts: Sequence[ScoredPart]) -> None:
         """Refuse to mix two ways of scoring in one file.
 
         Raises:
-            CannotResume: `answer` has another ensemble version, mode, beta or center than the lines in the file.
+            CannotResume: `parts` have another ensemble version, mode, beta, center, normalize, truncate or dtype than
+                the lines in the file.
         """
-        now = origin_of(answer)
-        if self.last_scores is None:
-            return
-        before = {key: self.last_scores.get(key) for key in now}
-        if before != now:
-            raise CannotResume(self.path, f"was scored with {before}, and this run would use {now}")
+        for part in parts if self.last_scores is not None else []:
+            before = self.last_scores or {}
+            names = differing(before, part.origin)
+            if names:
+                was, now = ({name: origin.get(name) for name in names} for origin in (before, part.origin))
+                raise CannotResume(self.path, f"was scored with {was}, and this run would use {now}")
 
 
 def resume(path: Path, lines: Iterator[Line], *, by_prompt: bool) -> Resumed:
-    """Find where an earlier run stopped, and cut off what it left unfinished.
+    """Find where an earlier run stopped; the file stays as it is until `OutputFile` writes to it.
 
     Args:
         path: the output file; it may be missing.
@@ -90,15 +93,18 @@ def resume(path: Path, lines: Iterator[Line], *, by_prompt: bool) -> Resumed:
     """
     if not path.is_file():
         return Resumed(path, lines)
-    num_kept, last_scores, is_torn = 0, None, False
+    num_kept, is_torn = 0, False
+    last_scores: dict[str, object] | None = None
     last_run: list[Line] = []
     rest = lines
     for number, written in enumerate(_written_lines(path), start=1):
         line = next(lines, None)
         if written.endswith(b"\n"):
-            last_scores = None if line is None else scores_of(line, written)
-            if line is None or last_scores is None:
+            scores = None if line is None else scores_of(line, written)
+            if line is None or scores is None:
                 raise CannotResume(path, f"line {number} is not that line of the input with its scores")
+            if last_scores is None or last_scores.get("ensemble") is None or scores.get("ensemble") is not None:
+                last_scores = scores
             last_run = [*last_run, line] if last_run and last_run[0].prompt_key == line.prompt_key else [line]
             num_kept = number
         else:
@@ -113,9 +119,7 @@ def resume(path: Path, lines: Iterator[Line], *, by_prompt: bool) -> Resumed:
         rest = chain(last_run if is_split else [], [] if following is None else [following], rest)
         num_kept -= len(last_run) if is_split else 0
         is_torn = is_torn or is_split
-    if is_torn:
-        _keep_first(path, num_kept)
-    return Resumed(path, rest, num_kept, last_scores)
+    return Resumed(path, rest, num_kept, last_scores, is_torn)
 
 
 def _written_lines(path: Path) -> Iterator[bytes]:
@@ -144,10 +148,16 @@ class OutputFile:
     """Appends lines to a file (or stdout where `path` is None), whole batches at a time.
 
     The file is opened with the first batch, so that a run that scores nothing destroys nothing.
+
+    Args:
+        path: where to; None is stdout.
+        append: whether what is there stays.
+        keep_lines: with `append`, how many of its first lines; all if None.
     """
 
-    def __init__(self, path: Path | None, *, append: bool) -> None:
+    def __init__(self, path: Path | None, *, append: bool, keep_lines: int | None = None) -> None:
         self._path = path
+        self._keep_lines = keep_lines
         self._mode = "ab" if append else "wb"
         self._stack = ExitStack()
         self._file: BinaryIO | None = None
@@ -165,6 +175,8 @@ class OutputFile:
     def write(self, lines: Sequence[bytes]) -> None:
         """Write lines and hand them to the operating system: an interrupted run keeps them."""
         if self._file is None:
+            if self._path is not None and self._keep_lines is not None:
+                _keep_first(self._path, self._keep_lines)
             self._file = self._stack.enter_context(open_lines(self._path, self._mode))
         self._file.writelines(lines)
         self._file.flush()

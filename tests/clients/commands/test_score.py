@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import threading
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -37,12 +39,14 @@ class Server:
         self.handler: Handler = respond
         self.requests: list[httpx.Request] = []
         self.addresses: list[tuple[str, str | None]] = []
+        self.deadlines_s: list[float] = []
 
     def handle(self, request: httpx.Request) -> httpx.Response:
         self.requests.append(request)
         return self.handler(request)
 
-    def client(self, base_url: str, *, api_key: str | None) -> Client:
+    def client(self, base_url: str, *, api_key: str | None, deadline_s: float) -> Client:
+        self.deadlines_s.append(deadline_s)
         self.addresses.append((base_url, api_key))
         http = httpx.Client(transport=httpx.MockTransport(self.handle))
         return Client(base_url, api_key=api_key, http_client=http, max_retries=0)
@@ -80,7 +84,7 @@ def records_in(data: bytes | str) -> list[Any]:
 
 def expected(records: list[Any], **changes: Any) -> list[Any]:
     head = {"ensemble": {"name": "default", "version": "0123456789ab"}, "mode": "mean", "beta": None, "center": "none"}
-    tail = {"truncated": False, "error": None}
+    tail = {"truncated": False, "error": None, "normalize": True, "truncate": None}
     return [{**r, "quorum": {**result_of(r["response"]), **tail, **head, **changes}} for r in records]
 
 
@@ -112,7 +116,9 @@ def test_options_reach_the_server(server: Server, monkeypatch: pytest.MonkeyPatc
     }
     assert body["inputs"] == [{"prompt": r["prompt"], "response": r["response"]} for r in RECORDS]
     assert server.addresses == [("http://h", "KEY")]
-    assert records_in(result.stdout) == expected(RECORDS, mode="lcb", beta=0.5, center="reference")
+    assert records_in(result.stdout) == expected(
+        RECORDS, mode="lcb", beta=0.5, center="reference", normalize=False, truncate="right"
+    )
 
 
 def test_files_and_gzip_by_suffix(server: Server, tmp_path: Path) -> None:
@@ -246,6 +252,7 @@ def test_groups_are_asked_for_whole(server: Server) -> None:
     [
         ["--url", "http://h", "--bundle", "b"],
         ["--dtype", "float32"],
+        ["--bundle", "b", "--deadline", "5"],
         ["--json"],
         ["--in", "no-such-file.jsonl"],
         ["--in", "."],
@@ -291,6 +298,130 @@ def test_nothing_but_results_on_stdout(server: Server) -> None:
     assert (result.exit_code, result.stdout) == (1, "")
 
 
+def refused_item(item: dict[str, Any]) -> dict[str, str] | None:
+    text = item.get("response") or item.get("text") or ""
+    return None if text.strip() else {"code": "empty_text", "message": f"blank: {len(text)} characters"}
+
+
+def as_a_server(body: Any) -> tuple[int, Any]:
+    """As the real server: a blank item has an error, and a request of nothing else is refused."""
+    errors = [refused_item(item) for item in body["inputs"]]
+    if body.get("center") == "group" and len(errors) < 2:
+        return 422, error_body("invalid_request", "one candidate is no group")
+    if all(errors):
+        return 422, error_body(errors[0]["code"], errors[0]["message"])  # type: ignore[index]
+    content = answer("POST", "/score", body)
+    results = zip(content["results"], errors, strict=True)
+    content["results"] = [{"error": error} if error else result for result, error in results]
+    return 200, content
+
+
+def refuse_blanks(request: httpx.Request) -> httpx.Response:
+    status, body = as_a_server(json.loads(request.content))
+    return httpx.Response(status, json=body)
+
+
+BLANKS: list[list[Any]] = [
+    [*RECORDS[:3], {"prompt": "p", "response": " "}],
+    [{"prompt": "p", "response": " "}, {"prompt": "p", "response": "   "}, *RECORDS[:3]],
+    [{"prompt": "p", "response": " "}, {"prompt": "p", "response": "  "}],
+]
+
+
+@pytest.mark.parametrize("source", [["--url", "http://h"], ["--bundle", "b"]])
+@pytest.mark.parametrize("records", BLANKS)
+def test_errors_do_not_depend_on_how_lines_fall_into_batches(
+    server: Server, local: type[LocalScorer], records: list[Any], source: list[str]
+) -> None:
+    server.handler = refuse_blanks
+    for batch_size in (1, 2, 3, 32):
+        result = run(*source, "--batch-size", batch_size, input=jsonl(records))
+        assert result.exit_code == 0, result.stderr
+        written = [record["quorum"] for record in records_in(result.stdout)]
+        assert [one["error"] for one in written] == [refused_item(record) for record in records]
+        assert [one["score"] for one in written] == [
+            None if refused_item(record) else result_of(record["response"])["score"] for record in records
+        ]
+
+
+def test_a_refused_group_has_each_item_s_own_error(server: Server) -> None:
+    server.handler = refuse_blanks
+    groups = [{"prompt": "a", "response": " "}, {"prompt": "a", "response": "  "}]
+    groups += [{"prompt": "b", "response": "x"}, {"prompt": "b", "response": "xx"}]
+    result = run("--center", "group", "--batch-size", 2, input=jsonl(groups))
+    assert result.exit_code == 0, result.stderr
+    written = [record["quorum"] for record in records_in(result.stdout)]
+    assert [one["error"] for one in written] == [refused_item(record) for record in groups]
+
+
+def test_run_goes_on_after_a_refused_line(server: Server, tmp_path: Path) -> None:
+    server.handler = refuse_blanks
+    out = tmp_path / "out.jsonl"
+    records = BLANKS[0] + RECORDS[3:]
+    assert run("--out", out, "--batch-size", 1, input=jsonl(records[:4])).exit_code == 0
+    result = run("--out", out, "--batch-size", 1, input=jsonl(records))
+    assert result.exit_code == 0, result.stderr
+    assert "4 kept from before" in result.stderr
+    # The refused line says nothing of the ensemble; the lines before it still hold the run to theirs.
+    out.write_bytes(b"".join(out.read_bytes().splitlines(keepends=True)[:4]))
+    assert run("--out", out, "--mode", "min", input=jsonl(records)).exit_code == 1
+
+
+def test_other_refusals_stop_the_run(server: Server) -> None:
+    server.handler = lambda request: httpx.Response(422, json=error_body("invalid_request"))
+    assert run().exit_code == 1
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("option", [["--no-normalize"], ["--truncate", "right"]])
+def test_output_of_other_options_is_refused_and_unchanged(server: Server, tmp_path: Path, option: list[str]) -> None:
+    out = tmp_path / "out.jsonl"
+    run("--out", out, input=jsonl(RECORDS[:3]))
+    out.write_bytes(out.read_bytes()[:-10])
+    before = out.read_bytes()
+    result = run("--out", out, *option)
+    assert result.exit_code == 1
+    assert "error: cannot_resume: " in result.stderr
+    assert out.read_bytes() == before
+
+
+def test_version_that_changes_within_a_run_is_refused(server: Server, tmp_path: Path) -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        body = json.loads(request.content)
+        content = answer("POST", "/score", body)
+        if len(body["inputs"][0]["response"]) > 4:
+            content["ensemble"] = {"name": "default", "version": "fedcba987654"}
+        return httpx.Response(200, json=content)
+
+    server.handler = handler
+    out = tmp_path / "out.jsonl"
+    result = run("--out", out, "--batch-size", 2)
+    assert result.exit_code == 1
+    assert "0123456789ab" in result.stderr.splitlines()[-1]
+    assert "fedcba987654" in result.stderr.splitlines()[-1]
+    assert records_in(out.read_bytes()) == expected(RECORDS[:4])
+
+
+def test_pipe_is_read_once_though_a_terminal_watches(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, out = tmp_path / "pipe", tmp_path / "out.jsonl"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(INPUT,), daemon=True)
+    writer.start()
+    # CliRunner replaces sys.stderr, so it is the command's own view of it that is a terminal here.
+    monkeypatch.setattr(command, "_is_watched", lambda: True)
+    result = run("--in", pipe, "--out", out, input=b"")
+    assert result.exit_code == 0, result.stderr
+    assert records_in(out.read_bytes()) == expected(RECORDS)
+
+
+def test_deadline_is_the_client_s_unless_told(server: Server) -> None:
+    run()
+    run("--deadline", 5)
+    assert server.deadlines_s == [60.0, 5.0]
+
+
 class LocalScorer:
     """In place of a bundle: the server's rule, in this process."""
 
@@ -306,7 +437,12 @@ class LocalScorer:
 
     def score(self, request: ScoreRequest) -> ScoreResponse:
         self.requests.append(request)
-        return ScoreResponse.model_validate(answer("POST", "/score", request.model_dump(exclude_none=True)))
+        status, body = as_a_server(request.model_dump(exclude_none=True))
+        if status != 200:
+            refusal = InvalidRequest(body["error"]["message"])
+            refusal.code = body["error"]["code"]
+            raise refusal
+        return ScoreResponse.model_validate(body)
 
 
 @pytest.fixture
@@ -330,7 +466,7 @@ def _load_here(entry_point: EntryPoint) -> Any:
 def test_bundle_is_scored_in_this_process(server: Server, local: type[LocalScorer]) -> None:
     result = run("--bundle", "default", "--dtype", "float32", "--mode", "min", "--batch-size", 4)
     assert result.exit_code == 0, result.stderr
-    assert records_in(result.stdout) == expected(RECORDS, mode="min")
+    assert records_in(result.stdout) == expected(RECORDS, mode="min", dtype="float32")
     assert local.opened == [("default", "float32")]
     assert [len(request.inputs) for request in local.requests] == [4, 4, 2]
     assert server.requests == []

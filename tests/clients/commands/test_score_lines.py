@@ -5,6 +5,9 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -22,6 +25,7 @@ from quorum_client.commands.score_lines import (
     scored_lines,
     scores_of,
 )
+from quorum_client.commands.score_parts import ScoredPart, score_parts
 from quorum_client.errors import NotReady
 from quorum_client.types import ScoreItem, ScoreResponse
 from tests.clients.fake_server import answer
@@ -35,9 +39,10 @@ def prompts(letters: str) -> list[Line]:
     return lines_of(*({"prompt": letter, "response": str(i)} for i, letter in enumerate(letters)))
 
 
-def score(items: list[ScoreItem]) -> ScoreResponse:
+def score(items: list[ScoreItem]) -> list[ScoredPart]:
     body = {"inputs": [item.model_dump(exclude_none=True) for item in items]}
-    return ScoreResponse.model_validate(answer("POST", "/score", body))
+    whole = ScoreResponse.model_validate(answer("POST", "/score", body))
+    return score_parts(items, lambda *_: whole, "none", {})
 
 
 def shape(batches: Iterable[list[Line]]) -> list[str]:
@@ -140,7 +145,7 @@ def test_scores_come_in_the_order_of_the_input() -> None:
     others_done = threading.Event()
     batches = [[line] for line in prompts("abcd")]
 
-    def reversed_score(items: list[ScoreItem]) -> ScoreResponse:
+    def reversed_score(items: list[ScoreItem]) -> list[ScoredPart]:
         if items[0].prompt == "a":
             assert others_done.wait(30)
         if items[0].prompt == "d":
@@ -156,7 +161,7 @@ def test_no_more_than_the_window_is_in_flight() -> None:
     running, most = 0, 0
     both = threading.Barrier(2, timeout=30)
 
-    def counting(items: list[ScoreItem]) -> ScoreResponse:
+    def counting(items: list[ScoreItem]) -> list[ScoredPart]:
         nonlocal running, most
         with lock:
             running += 1
@@ -171,7 +176,7 @@ def test_no_more_than_the_window_is_in_flight() -> None:
 
 
 def test_batches_before_a_failing_one_are_handed_out() -> None:
-    def failing(items: list[ScoreItem]) -> ScoreResponse:
+    def failing(items: list[ScoreItem]) -> list[ScoredPart]:
         if items[0].prompt == "c":
             raise NotReady("starting")
         return score(items)
@@ -227,3 +232,32 @@ def test_scores_of_another_line_are_not_taken() -> None:
     assert scores_of(other, scored) is None
     for wrong in (scored[:-1], scored[:-2], scored[:-3] + b"\n", one.text + b"\n", one.opening + b"3}\n"):
         assert scores_of(one, wrong) is None
+
+
+INTERRUPTED = """
+import threading
+from quorum_client.commands.score_lines import read_lines, score_in_order
+
+lines = list(read_lines([b'{"text": "first"}', b'{"text": "never answered"}']))
+others_began = threading.Event()
+
+def score(items):
+    if items[0].text == "first":
+        others_began.wait()
+        raise KeyboardInterrupt
+    others_began.set()
+    threading.Event().wait()
+
+try:
+    list(score_in_order(([line] for line in lines), score, 2))
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_interrupt_ends_the_process_without_waiting_for_what_is_in_flight() -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (ended.returncode, ended.stdout) == (0, "interrupted\n"), ended.stderr

@@ -13,15 +13,17 @@ from hypothesis import strategies as st
 
 from quorum_client.commands.score_lines import BadLine, Line, read_lines, scored_lines
 from quorum_client.commands.score_output import CannotResume, OutputFile, Resumed, open_lines, resume
+from quorum_client.commands.score_parts import ScoredPart, score_parts
 from quorum_client.types import ScoreItem, ScoreResponse
 from tests.clients.fake_server import answer
 
 SUFFIXES = ["jsonl", "jsonl.gz"]
 
 
-def score(lines: list[Line], mode: str = "mean") -> ScoreResponse:
+def score(lines: list[Line], mode: str = "mean", **asked_for: object) -> list[ScoredPart]:
     items = [line.item.model_dump(exclude_none=True) for line in lines]
-    return ScoreResponse.model_validate(answer("POST", "/score", {"inputs": items, "mode": mode}))
+    whole = ScoreResponse.model_validate(answer("POST", "/score", {"inputs": items, "mode": mode}))
+    return score_parts([line.item for line in lines], lambda *_: whole, "none", asked_for)
 
 
 def make_lines(letters: str = "aabbc") -> list[Line]:
@@ -45,6 +47,12 @@ def read(path: Path) -> bytes:
 
 def numbers(resumed: Resumed) -> list[int]:
     return [line.number for line in resumed.rest]
+
+
+def go_on(path: Path, resumed: Resumed, lines: list[Line] | None = None) -> None:
+    """Write what is left to score, or `lines` in its place."""
+    with OutputFile(path, append=True, keep_lines=resumed.num_kept if resumed.is_torn else None) as output:
+        output.write(written(list(resumed.rest) if lines is None else lines))
 
 
 @pytest.fixture(params=SUFFIXES)
@@ -81,9 +89,8 @@ def test_file_cut_anywhere_is_continued_to_the_same_whole(tmp_path_factory: pyte
     whole = b"".join(written(lines))
     path.write_bytes(whole[:cut])
     resumed = resume(path, iter(lines), by_prompt=False)
-    assert read(path) == b"".join(written(lines)[: resumed.num_kept])
-    with OutputFile(path, append=True) as output:
-        output.write(written(list(resumed.rest)))
+    assert path.read_bytes() == whole[:cut]
+    go_on(path, resumed)
     assert read(path) == whole
     assert list(path.parent.iterdir()) == [path]
 
@@ -108,8 +115,7 @@ def test_gzip_cut_anywhere_is_continued_to_the_same_whole(tmp_path: Path) -> Non
             continue
         resumed = resume(path, iter(lines), by_prompt=False)
         kept.append(resumed.num_kept)
-        with OutputFile(path, append=True) as output:
-            output.write(written(list(resumed.rest)))
+        go_on(path, resumed)
         assert read(path) == b"".join(written(lines)), cut
     # What was flushed before the cut is not lost: the count rises to all five.
     assert kept == sorted(kept)
@@ -184,6 +190,7 @@ def test_half_a_group_is_scored_again(path: Path, num_written: int, num_kept: in
     write(path, b"".join(written(lines)[:num_written]))
     resumed = resume(path, iter(lines), by_prompt=True)
     assert (resumed.num_kept, numbers(resumed)) == (num_kept, rest)
+    go_on(path, resumed, lines=[])
     assert read(path) == b"".join(written(lines)[:num_kept])
 
 
@@ -203,7 +210,9 @@ def test_output_goes_through_a_link_to_the_file_behind_it(tmp_path: Path) -> Non
     target.write_bytes(written(lines)[0] + b'{"id": 1')
     target.chmod(0o640)
     link.symlink_to(target)
-    assert resume(link, iter(lines), by_prompt=False).num_kept == 1
+    resumed = resume(link, iter(lines), by_prompt=False)
+    assert resumed.num_kept == 1
+    go_on(link, resumed, lines=[])
     assert link.is_symlink()
     assert target.read_bytes() == written(lines)[0]
     assert target.stat().st_mode & 0o777 == 0o640
@@ -242,3 +251,25 @@ def test_gzip_is_by_suffix(tmp_path: Path) -> None:
         output.write([b"x\n"])
     assert gzip.decompress((tmp_path / "a.jsonl.gz").read_bytes()) == b"x\n"
     assert isinstance(make_lines()[0].item, ScoreItem)
+
+
+def test_torn_file_is_cut_only_when_something_is_written(path: Path) -> None:
+    lines = make_lines()
+    write(path, b"".join(written(lines)[:2]) + lines[2].opening)
+    before = path.read_bytes()
+    resumed = resume(path, iter(lines), by_prompt=False)
+    with pytest.raises(RuntimeError), OutputFile(path, append=True, keep_lines=resumed.num_kept):
+        raise RuntimeError
+    assert path.read_bytes() == before
+    go_on(path, resumed)
+    assert read(path) == b"".join(written(lines))
+
+
+def test_what_was_asked_for_belongs_to_the_origin(path: Path) -> None:
+    lines = make_lines()
+    write(path, b"".join(scored_lines(lines[:2], score(lines[:2], normalize=True, truncate=None))))
+    resumed = resume(path, iter(lines), by_prompt=False)
+    resumed.check(score(lines[2:], normalize=True, truncate=None))
+    for other in ({"normalize": False, "truncate": None}, {"normalize": True, "truncate": "left"}):
+        with pytest.raises(CannotResume, match="was scored with"):
+            resumed.check(score(lines[2:], **other))
