@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
-
 from quorum_client.types import Message, ScoreItem, Truncate
 from quorum_model.bundle.manifest import PromptFormat, fingerprint_of
 from quorum_model.bundle.read import Bundle
@@ -112,8 +110,8 @@ class PromptEncoder:
             truncate: which end to cut, or "error"; None takes the default.
 
         Raises:
-            ItemRejected: blank text, a lone surrogate, ids out of range, a dialogue that the template refuses, or too
-                long where truncate is "error".
+            ItemRejected: blank text, text without tokens of its own, a lone surrogate, ids out of range, a dialogue
+                that the template refuses, or too long where truncate is "error".
         """
         side = truncate or self._truncation
         if item.token_ids is not None:
@@ -147,8 +145,9 @@ class PromptEncoder:
     def _render(self, messages: list[dict[str, str]]) -> str:
         try:
             text: str = self._tokenizer.apply_chat_template(messages, chat_template=self._template, tokenize=False)
-        except jinja2.TemplateError as error:
-            raise ItemRejected("dialogue_refused", f"the chat template refuses this dialogue: {error}") from error
+        except Exception as error:  # a template is a program: on some dialogues it raises errors of any type
+            # Its own words may quote the dialogue.
+            raise ItemRejected("dialogue_refused", "the chat template refuses this dialogue") from error
         return text
 
     def _tokenize(self, text: str) -> list[int]:
@@ -197,8 +196,8 @@ class PromptEncoder:
             )
         kept = _cut(inner, num_prompt, budget, side) if truncated else inner
         result = [*bos, *kept, *eos]
-        if not result:
-            raise ItemRejected("empty_text", "the text has no tokens")
+        if not kept:
+            raise ItemRejected("empty_text", "the text has no tokens of its own")
         return EncodedItem(result, truncated)
 
 

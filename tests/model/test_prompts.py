@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.normalizers import BertNormalizer
 
 from quorum_client.types import Message, ScoreItem
 from quorum_model.errors import ItemRejected
@@ -165,11 +166,26 @@ def test_too_long_is_an_error_where_asked() -> None:
         encoder.encode(ScoreItem(prompt="one two three four", response="five six seven"), "error")
 
 
-def test_a_template_that_refuses_the_dialogue() -> None:
-    tokenizer = llama_like()
-    encoder = PromptEncoder(
-        tokenizer, template="{{ raise_exception('roles must alternate') }}", bos_ids=[1], eos_ids=[], max_length=64
-    )
-    with pytest.raises(ItemRejected, match="roles must alternate") as caught:
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ raise_exception('no: ' + messages[0]['content']) }}",
+        "{{ messages[0]['content'] + 1 }}",  # TypeError
+        "{{ {}[messages[0]['content']].more }}",  # UndefinedError
+    ],
+)
+def test_a_template_that_refuses_the_dialogue(template: str) -> None:
+    encoder = PromptEncoder(llama_like(), template=template, bos_ids=[1], eos_ids=[], max_length=64)
+    with pytest.raises(ItemRejected) as caught:
         encoder.encode(ScoreItem(prompt="hello", response="yes"))
     assert caught.value.code == "dialogue_refused"
+    assert "hello" not in caught.value.message
+
+
+@pytest.mark.parametrize("text", ["\x00", "[CLS]", "[CLS][SEP]", "\x00\x01"])
+def test_text_of_nothing_but_special_tokens_is_empty(text: str) -> None:
+    tokenizer = bert_like()
+    tokenizer.backend_tokenizer.normalizer = BertNormalizer()  # drops control characters
+    with pytest.raises(ItemRejected) as caught:
+        encoder_of(tokenizer, is_causal=False).encode(ScoreItem(text=text))
+    assert caught.value.code == "empty_text"
