@@ -94,6 +94,24 @@ def test_score_does_not_depend_on_companions(architecture: Architecture) -> None
     torch.testing.assert_close(backwards, alone, rtol=1e-5, atol=1e-5 * scale)
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2", "mistral", "gpt2"])
+def test_a_closing_eos_that_is_also_the_pad_token_is_the_last_token(name: str, tmp_path: Path) -> None:
+    architecture = next(a for a in ARCHITECTURES if a.name == name)
+    eos = architecture.options["eos_token_id"]
+    assert eos == architecture.options["pad_token_id"]
+    base = make_model(architecture)
+    backbone = wrap_backbone(copy.deepcopy(base))
+    member = random_member(backbone, rank=4, seed=0)
+    sequences = [[*sequence, eos] for sequence in random_sequences([4, 20, 9])]
+    expected = peft_scores(base, [member], backbone.head.module_names, sequences, "last", tmp_path)
+    model = EnsembleModel(backbone, [member.lora], [member.head], "last").eval()
+    with torch.inference_mode():
+        actual = model([sequences]).numpy()
+        without = model([[sequence[:-1] for sequence in sequences]]).numpy()
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE[torch.float32] * expected.std())
+    assert np.abs(actual - without).min() > 1e-3  # pooling one token too early would show
+
+
 @pytest.mark.parametrize("name", ["bert", "llama"])
 def test_bf16_stays_near_fp32_and_its_companions(name: str) -> None:
     architecture = next(a for a in ARCHITECTURES if a.name == name)

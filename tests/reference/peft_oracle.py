@@ -48,4 +48,6 @@ def _score_one(model: Any, sequence: list[int], pooling: str) -> torch.Tensor:
     if pooling == "mean":  # BERT: no class of Transformers pools it by the mean
         hidden = model.bert(ids, attention_mask=torch.ones_like(ids)).last_hidden_state
         return model.classifier(model.bert.pooler(hidden.mean(dim=1, keepdim=True)))
+    # One sequence, no padding: its last token is its last token, also where that is eos and pad is eos too.
+    model.config.pad_token_id = None
     return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
