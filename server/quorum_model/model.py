@@ -240,13 +240,7 @@ def _fold(backbone: Backbone, adapters: Sequence[Mapping[str, LoraWeights]]) -> 
             raise Unsupported(f"the adapter of {name} is for another shape than this backbone's")
         weight = base.weight
         assert isinstance(weight, Tensor)
-        layers[name] = FoldedLinear(*_place(base, weight, a, b, scaling))
+        exact = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        layers[name] = FoldedLinear(base, a.to(weight), b.to(weight), scaling.to(weight.device, exact))
     fold_into(backbone.model, layers)
     return layers
-
-
-def _place(
-    base: nn.Module, like: Tensor, a: Tensor, b: Tensor, scaling: Tensor
-) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
-    exact = torch.float64 if like.dtype == torch.float64 else torch.float32
-    return base, a.to(like), b.to(like), scaling.to(like.device, exact)

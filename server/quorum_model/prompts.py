@@ -124,13 +124,10 @@ class PromptEncoder:
             return self._finish(self._tokenize(item.text), 0, side)
         assert item.prompt is not None
         assert item.response is not None
-        return self._encode_pair(item.prompt, item.response, side)
+        return self.encode_pair(item.prompt, item.response, side)
 
-    def encode_pair(self, prompt: str | list[Message], response: str) -> EncodedItem:
+    def encode_pair(self, prompt: str | list[Message], response: str, truncate: Truncate | None = None) -> EncodedItem:
         """Token ids of (prompt, response); see `encode`."""
-        return self._encode_pair(prompt, response, self._truncation)
-
-    def _encode_pair(self, prompt: str | list[Message], response: str, side: Truncate) -> EncodedItem:
         turns = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
         _check_text("".join(turn.content for turn in turns), "prompt")
         _check_text(response, "response")
@@ -140,7 +137,7 @@ class PromptEncoder:
         num_prompt = 0
         if len(self._without_specials(ids)) > self._budget:
             num_prompt = self._count_prompt_tokens(text, messages, response)
-        return self._finish(ids, num_prompt, side)
+        return self._finish(ids, num_prompt, truncate or self._truncation)
 
     def _render(self, messages: list[dict[str, str]]) -> str:
         try:
@@ -161,10 +158,9 @@ class PromptEncoder:
         if not text.startswith(prompt_text):  # the template rewrites earlier turns: take the response's own place
             found = text.rfind(response.strip())
             boundary = found if found >= 0 else max(len(text) - len(response), 0)
-        offsets = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        count = sum(1 for start, _ in offsets if start < boundary)
-        opening = self._bos and self._tokenize(text)[: len(self._bos)] == self._bos
-        return max(count - (len(self._bos) if opening else 0), 0)
+        encoding = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        num_before = sum(1 for start, _ in encoding["offset_mapping"] if start < boundary)
+        return max(num_before - self._num_opening(encoding["input_ids"]), 0)
 
     def _checked_ids(self, ids: list[int]) -> list[int]:
         if not ids:
@@ -173,9 +169,15 @@ class PromptEncoder:
             raise ItemRejected("token_id_out_of_range", f"token ids must be below {self._vocab_size}")
         return ids
 
+    def _num_opening(self, ids: list[int]) -> int:
+        """Tokens of BOS at the start, however often: a client and its template may both have written it."""
+        start = 0
+        while self._bos and ids[start : start + len(self._bos)] == self._bos:
+            start += len(self._bos)
+        return start
+
     def _without_specials(self, ids: list[int]) -> list[int]:
-        while self._bos and ids[: len(self._bos)] == self._bos:  # a client and its template may both have written it
-            ids = ids[len(self._bos) :]
+        ids = ids[self._num_opening(ids) :]
         while self._eos and ids[-len(self._eos) :] == self._eos:
             ids = ids[: -len(self._eos)]
         return ids

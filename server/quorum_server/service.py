@@ -94,29 +94,20 @@ class ScoringService:
             QuorumError: whatever else keeps it from an answer.
         """
         async with keep_deadline(call.deadline_s):
-            return await self._answer_in_time(request, call, prepare, finish)
-
-    async def _answer_in_time(
-        self,
-        request: _Request,
-        call: Call,
-        prepare: Callable[[ScoringContext, _Request], Any],
-        finish: Callable[..., _Response],
-    ) -> _Response:
-        ensemble = self._registry.get(request.ensemble)
-        check_text(request, self._max_text_chars)
-        self._scheduler.check_room()  # before the tokeniser's work, not only after
-        prepared, sequences = await self._in_thread(_tokenize, prepare, ensemble.context, request)
-        scores = await self._scheduler.submit(ensemble.version, sequences)
-        return await self._in_thread(
-            lambda: finish(
-                ensemble.context,
-                prepared,
-                scores.raw,
-                computed_tokens=scores.computed_tokens,
-                response_id=call.request_id,
+            ensemble = self._registry.get(request.ensemble)
+            check_text(request, self._max_text_chars)
+            self._scheduler.check_room()  # before the tokeniser's work, not only after
+            prepared, sequences = await self._in_thread(_tokenize, prepare, ensemble.context, request)
+            scores = await self._scheduler.submit(ensemble.version, sequences)
+            return await self._in_thread(
+                lambda: finish(
+                    ensemble.context,
+                    prepared,
+                    scores.raw,
+                    computed_tokens=scores.computed_tokens,
+                    response_id=call.request_id,
+                )
             )
-        )
 
     async def _in_thread(self, function: Callable[..., _Response], *args: Any) -> _Response:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)

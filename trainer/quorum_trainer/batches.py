@@ -1,6 +1,6 @@
 """Which pairs a member sees, and when: every member's own order from its own seed.
 
-    seeds  --member_orders-->  an endless order a member  --step_rows-->  rows of token ids for one step
+    seeds  --endless_order-->  an order a member  --step_rows-->  rows of token ids for one step
 
 Knows nothing of models.
 """

@@ -45,7 +45,7 @@ class Dataset:
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="YAML config; see the guide to training.", dir_okay=False)],
+    config: Annotated[Path, typer.Argument(help="YAML config; README has a small one.", dir_okay=False)],
     out: Annotated[Path | None, typer.Option(help="Bundle folder to write; must not exist.")] = None,
     print_json: Annotated[bool, typer.Option("--json", help="End stdout with one JSON object.")] = False,
 ) -> None:

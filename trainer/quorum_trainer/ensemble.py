@@ -33,14 +33,11 @@ class TrainedEnsemble:
 
     model: the trained ensemble. shared_adapter: phase 1's, already merged into the model's backbone.
     backbone_weights: the backbone as phase 1 left it, where it trained it in full.
-    history: each phase's losses, (steps, K).
     """
 
     model: EnsembleModel
-    pooling: Pooling
     shared_adapter: AdapterState | None
     backbone_weights: dict[str, Tensor] | None
-    history: dict[str, list[list[float]]]
 
 
 @dataclass(slots=True)
@@ -48,7 +45,6 @@ class _PhaseOneResult:
     heads: list[Mapping[str, Tensor]]
     shared_adapter: AdapterState | None
     backbone_weights: dict[str, Tensor] | None
-    losses: list[list[float]]
 
 
 def train_ensemble(
@@ -75,24 +71,21 @@ def train_ensemble(
         draw_head(backbone, _stream(seed, "head"), redraw_projection=config.phase1 is not None)
         for seed in config.member_seeds()
     ]
-    history = {}
     first: _PhaseOneResult | None = None
     if config.phase1 is not None:
         first = _phase_one(config, config.phase1, folder, (heads, pooling), _of_phase(pairs, 1), notify("phase 1"))
-        heads, history["phase1"] = first.heads, first.losses
+        heads = first.heads
         backbone = _backbone_after(folder, first)
     if config.phase2 is not None:
         model = _start_phase_two(config, config.phase2, backbone, heads, pooling)
-        history["phase2"] = _phase_two(config, config.phase2, model, _of_phase(pairs, 2), notify("phase 2"))
+        _phase_two(config, config.phase2, model, _of_phase(pairs, 2), notify("phase 2"))
     else:
         model = EnsembleModel(backbone, None, heads, pooling)
     model.eval().requires_grad_(False)
     return TrainedEnsemble(
         model,
-        pooling,
         shared_adapter=first.shared_adapter if first is not None else None,
         backbone_weights=first.backbone_weights if first is not None else None,
-        history=history,
     )
 
 
@@ -129,7 +122,7 @@ def _phase_one(
         adapters = [draw_adapter(backbone, options.lora, _stream(config.seed, "shared", "adapter"))]
     model = EnsembleModel(backbone, adapters, heads, pooling)
     _add_dropout(model, options.lora.dropout, [stream_seed(config.seed, "shared", "dropout")])
-    losses = train_phase(
+    train_phase(
         model,
         trainables_of(model, backbone=options.method == "full"),
         pairs,
@@ -142,7 +135,6 @@ def _phase_one(
         heads=[model.heads.member_state(member) for member in range(config.members)],
         shared_adapter=AdapterState(model.adapter_of(0)) if adapters else None,
         backbone_weights=_weights(backbone) if options.method == "full" else None,
-        losses=losses,
     )
 
 
@@ -176,12 +168,12 @@ def _phase_two(
     model: EnsembleModel,
     pairs: Sequence[EncodedPair],
     on_step: OnStep | None,
-) -> list[list[float]]:
+) -> None:
     """Every member's adapter and head on its own loss; the backbone is frozen."""
     orders = [stream_seed(seed, "phase 2", "order") for seed in config.member_seeds()]
     if options.order == "shared":
         orders = [stream_seed(config.seed, "phase 2", "shared order")]
-    losses = train_phase(
+    train_phase(
         model,
         trainables_of(model, backbone=False),
         pairs,
@@ -192,7 +184,6 @@ def _phase_two(
     )
     for layer in model.folded.values():
         layer.input_dropout = None
-    return losses
 
 
 def _add_dropout(model: EnsembleModel, probability: float, seeds: list[int]) -> None:

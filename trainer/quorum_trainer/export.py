@@ -72,7 +72,7 @@ def export_bundle(
             kind=config.kind,
             backbone=backbone,
             shared_adapter="shared_adapter" if trained.shared_adapter is not None else None,
-            pooling=trained.pooling,
+            pooling=trained.model.pooling,
             max_length=config.max_length,
             truncation=config.truncation,
             bos_ids=bos_ids,
@@ -105,11 +105,14 @@ def _stage_backbone(target: Path, folder: Path, weights: dict[str, Tensor]) -> B
     return reference_to(f"{BUNDLE_SCHEME}backbone", target)
 
 
-def _member_entries(config: TrainConfig, measured: Measured) -> list[MemberEntry]:
+def _member_names(config: TrainConfig) -> list[str]:
     width = max(2, len(str(config.members - 1)))
+    return [f"m{index:0{width}d}" for index in range(config.members)]
+
+
+def _member_entries(config: TrainConfig, measured: Measured) -> list[MemberEntry]:
     entries = []
-    for index, (seed, calibration) in enumerate(zip(config.member_seeds(), measured.calibration, strict=True)):
-        name = f"m{index:0{width}d}"
+    for name, seed, calibration in zip(_member_names(config), config.member_seeds(), measured.calibration, strict=True):
         adapter = f"members/{name}" if config.kind == "lora" else None
         head = f"{adapter}/adapter_model.safetensors" if adapter else "heads.safetensors"
         entries.append(MemberEntry(name=name, adapter=adapter, head=head, calibration=calibration, seed=seed))
@@ -127,16 +130,15 @@ def _write_members(root: Path, config: TrainConfig, trained: TrainedEnsemble) ->
             alpha=config.phase1.lora.alpha,
             head_modules=[],
         )
-    heads = [model.heads.member_state(index) for index in range(config.members)]
-    width = max(2, len(str(config.members - 1)))
+    heads = {name: model.heads.member_state(index) for index, name in enumerate(_member_names(config))}
     if config.kind == "linear":
-        tensors = {f"m{i:0{width}d}.{key}": value for i, head in enumerate(heads) for key, value in head.items()}
+        tensors = {f"{name}.{key}": value for name, head in heads.items() for key, value in head.items()}
         save_file(tensors, root / "heads.safetensors", metadata={"format": "pt"})
         return
     assert config.phase2 is not None
-    for index, head in enumerate(heads):
+    for index, (name, head) in enumerate(heads.items()):
         write_adapter(
-            root / "members" / f"m{index:0{width}d}",
+            root / "members" / name,
             AdapterState(model.adapter_of(index), head),
             base_source=config.backbone,
             alpha=config.phase2.lora.alpha,

@@ -38,8 +38,8 @@ class TrainingDiverged(QuorumError):
 class Trainables:
     """What a phase trains.
 
-    members: stacked over members, (K, ...): the heads, and in phase 2 the adapters.
-    heads: those of `members` that belong to the heads (they may have a learning rate of their own).
+    members: the adapters of phase 2, stacked over members, (K, ...).
+    heads: the heads, stacked likewise; apart, because they may have a learning rate of their own.
     shared: parameters that all members share, trained on the mean of their losses (phase 1).
     """
 
