@@ -9,21 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor
 
 from quorum_model.adapters import AdapterState, merge_adapter, read_adapter
-from quorum_model.backbone import cast_weights, load_backbone
+from quorum_model.backbone import Backbone, cast_weights, load_backbone
 from quorum_model.bundle.golden import read_golden
 from quorum_model.bundle.manifest import Manifest
+from quorum_model.bundle.parts import read_heads
 from quorum_model.bundle.read import Bundle
 from quorum_model.errors import BundleError, HeadMissing, SelfTestFailed, Unsupported
 from quorum_model.model import Attention, EnsembleModel
-from quorum_model.packing import plan_batches
+from quorum_model.packing import Rows, plan_batches
+from quorum_model.singles import SinglesModel
 from quorum_model.sources import check_weights, resolve_backbone
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -41,6 +43,24 @@ class MemberScores:
     computed_tokens: int
 
 
+class ScoringModel(Protocol):
+    """What is scored with: `EnsembleModel`, or `SinglesModel` for members that share nothing."""
+
+    num_members: int
+    attention: Attention
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the body computes in."""
+
+    def __call__(self, rows: Rows) -> Tensor:
+        """Raw scores (K, N) of rows of N sequences: one row that every member scores, or K rows."""
+
+
 class MemberScorer:
     """Scores token-id sequences with every member of one ensemble.
 
@@ -50,14 +70,14 @@ class MemberScorer:
         token_budget: most tokens in one pass; a longer single sequence still gets a pass of its own.
     """
 
-    def __init__(self, model: EnsembleModel, bundle: Bundle, token_budget: int) -> None:
+    def __init__(self, model: ScoringModel, bundle: Bundle, token_budget: int) -> None:
         self._model = model
         self._token_budget = token_budget
         self.manifest: Manifest = bundle.manifest
         self.version = bundle.version
         self.num_members = model.num_members
         self.device = str(model.device)
-        self.dtype = str(model.backbone.body.dtype).removeprefix("torch.")
+        self.dtype = str(model.dtype).removeprefix("torch.")
         self.attention: Attention = model.attention
 
     def score(self, sequences: Sequence[Sequence[int]]) -> MemberScores:
@@ -66,12 +86,18 @@ class MemberScorer:
         Args:
             sequences: B non-empty lists of token ids, special ones included.
         """
-        raw = np.empty((self.num_members, len(sequences)), dtype=np.float32)
-        for batch in plan_batches([len(sequence) for sequence in sequences], self._token_budget):
-            with torch.inference_mode():
-                scores = self._model([[sequences[index] for index in batch]])
-            raw[:, batch] = scores.float().cpu().numpy()
+        raw = score_sequences(self._model, sequences, self._token_budget)
         return MemberScores(raw, sum(len(sequence) for sequence in sequences))
+
+
+def score_sequences(model: ScoringModel, sequences: Sequence[Sequence[int]], token_budget: int) -> NDArray[np.float32]:
+    """Raw scores (K, B) of any number of sequences, in passes of similar length under a token budget."""
+    raw = np.empty((model.num_members, len(sequences)), dtype=np.float32)
+    for batch in plan_batches([len(sequence) for sequence in sequences], token_budget):
+        with torch.inference_mode():
+            scores = model([[sequences[index] for index in batch]])
+        raw[:, batch] = scores.float().cpu().numpy()
+    return raw
 
 
 def choose_device(device: str) -> torch.device:
@@ -122,47 +148,95 @@ def load_member_scorer(
         BundleError: anything else that would make scores wrong.
     """
     target = choose_device(device)
-    model = load_ensemble_model(bundle, choose_dtype(dtype, target), target)
+    model = load_scoring_model(bundle, choose_dtype(dtype, target), target)
     scorer = MemberScorer(model, bundle, token_budget)
     _self_test(scorer, bundle)
     return scorer
 
 
-def load_ensemble_model(bundle: Bundle, dtype: torch.dtype, device: torch.device) -> EnsembleModel:
+def load_scoring_model(bundle: Bundle, dtype: torch.dtype, device: torch.device) -> ScoringModel:
     """The ensemble of a bundle in memory; the self-test is the caller's."""
+    if bundle.manifest.kind == "singles":
+        return _load_singles(bundle, dtype, device)
+    return load_ensemble_model(bundle, dtype, device)
+
+
+def load_ensemble_model(bundle: Bundle, dtype: torch.dtype, device: torch.device) -> EnsembleModel:
+    """The ensemble of a bundle whose members share a backbone: of any kind but `singles`."""
     manifest = bundle.manifest
-    if manifest.kind not in ("single", "linear", "lora"):
-        raise Unsupported(f"kind '{manifest.kind}' cannot be served by this version")
-    folder = resolve_backbone(manifest.backbone.source, revision=manifest.backbone.revision, bundle_path=bundle.path)
-    check_weights(folder, manifest.backbone)
-    backbone = load_backbone(folder)
-    if manifest.shared_adapter is not None:
-        # Merged in fp32, before the weights are rounded to a serving dtype.
-        merge_adapter(backbone.model, read_adapter(bundle.path / manifest.shared_adapter))
-    if backbone.max_positions is not None and manifest.max_length > backbone.max_positions:
-        raise Unsupported(
-            f"max_length is {manifest.max_length}, but the backbone has positions for {backbone.max_positions} tokens"
-        )
+    if manifest.kind == "singles":
+        raise Unsupported("kind 'singles' has no shared backbone")
+    backbone = load_shared_backbone(bundle)
     cast_weights(backbone.model, dtype, device)
     adapters, heads = _members(bundle)
     lora = [adapter.lora for adapter in adapters] if adapters else None
     return EnsembleModel(backbone, lora, heads, manifest.pooling).eval().requires_grad_(False)
 
 
+def load_shared_backbone(bundle: Bundle) -> Backbone:
+    """The backbone that a bundle's members share, in fp32, with the shared adapter merged into it.
+
+    Raises:
+        BackboneMismatch: its weights are not those of the manifest.
+        Unsupported: it has no positions for the bundle's max_length.
+    """
+    manifest = bundle.manifest
+    folder = resolve_backbone(manifest.backbone.source, revision=manifest.backbone.revision, bundle_path=bundle.path)
+    check_weights(folder, manifest.backbone)
+    backbone = load_backbone(folder)
+    if manifest.shared_adapter is not None:
+        # Merged in fp32, before the weights are rounded to a serving dtype.
+        merge_adapter(backbone.model, read_adapter(bundle.path / manifest.shared_adapter))
+    _require_positions(backbone, manifest.max_length)
+    return backbone
+
+
+def _load_singles(bundle: Bundle, dtype: torch.dtype, device: torch.device) -> SinglesModel:
+    """One model after another, each rounded and moved before the next is loaded: one fp32 copy at a time."""
+    manifest = bundle.manifest
+    check_weights(bundle.path / str(manifest.members[0].backbone), manifest.backbone)
+    models: list[EnsembleModel] = []
+    for member, head in zip(manifest.members, read_heads(bundle.path, manifest.members), strict=True):
+        backbone = load_backbone(bundle.path / str(member.backbone))
+        _require_positions(backbone, manifest.max_length, f"member {member.name}: ")
+        if models and backbone.vocab_size < models[0].backbone.vocab_size:
+            # Token ids are checked against the first member's.
+            raise Unsupported(
+                f"member {member.name} knows {backbone.vocab_size} token ids, the first member "
+                f"{models[0].backbone.vocab_size}: they cannot have one tokenizer"
+            )
+        cast_weights(backbone.model, dtype, device)
+        models.append(EnsembleModel(backbone, None, [head], manifest.pooling))
+    return SinglesModel(models).eval().requires_grad_(False)
+
+
+def _require_positions(backbone: Backbone, max_length: int, whose: str = "") -> None:
+    if backbone.max_positions is not None and max_length > backbone.max_positions:
+        raise Unsupported(
+            f"{whose}max_length is {max_length}, but the backbone has positions for {backbone.max_positions} tokens"
+        )
+
+
 def _members(bundle: Bundle) -> tuple[list[AdapterState], list[Mapping[str, Tensor]]]:
     members = bundle.manifest.members
-    if bundle.manifest.kind == "lora":
-        adapters = [read_adapter(bundle.path / str(member.adapter)) for member in members]
-        for member, adapter in zip(members, adapters, strict=True):
-            if not adapter.head:
-                raise HeadMissing(f"member {member.name} has no trained head")
+    if bundle.manifest.kind in ("lora", "merged"):
+        adapters = read_member_adapters(bundle)
         return adapters, [adapter.head for adapter in adapters]
-    heads: list[Mapping[str, Tensor]] = []
-    for member in members:
-        tensors = load_file(bundle.path / member.head)
-        prefix = f"{member.name}."
-        heads.append({key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)})
-    return [], heads
+    return [], read_heads(bundle.path, members)
+
+
+def read_member_adapters(bundle: Bundle) -> list[AdapterState]:
+    """The adapters of a bundle whose members have some, each with its head.
+
+    Raises:
+        HeadMissing: a member without one.
+    """
+    members = bundle.manifest.members
+    adapters = [read_adapter(bundle.path / str(member.adapter)) for member in members]
+    for member, adapter in zip(members, adapters, strict=True):
+        if not adapter.head:
+            raise HeadMissing(f"member {member.name} has no trained head")
+    return adapters
 
 
 def _self_test(scorer: MemberScorer, bundle: Bundle) -> None:

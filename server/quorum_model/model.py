@@ -19,7 +19,16 @@ from torch import Tensor, nn
 from quorum_model.adapters import LoraWeights, stack_adapters
 from quorum_model.backbone import Backbone
 from quorum_model.errors import Unsupported
-from quorum_model.folded import FoldedLinear, expand_before, features_of, fold_into, is_linear, set_only_member
+from quorum_model.folded import (
+    ALL_MEMBERS,
+    FoldedLinear,
+    expand_before,
+    features_of,
+    fold_into,
+    is_linear,
+    set_members,
+    set_only_member,
+)
 from quorum_model.heads import StackedHeads
 from quorum_model.packing import ATTENTION_NAME, PACKING_KEYWORD, PackedBatch, Packing, Pooling, Rows, pack, pool
 
@@ -41,6 +50,7 @@ class EnsembleModel(nn.Module):
             by a shared adapter); or None where members are heads alone.
         heads: a head state a member, by names of the sequence-classification model.
         pooling: which vector of a sequence the head sees.
+        adapter_dtype: of the adapters; the backbone's own if left out. float32 over a bf16 backbone is for training.
 
     Raises:
         Unsupported: an adapter on a module that is not a linear layer of this backbone, or a pooling without sense.
@@ -53,6 +63,8 @@ class EnsembleModel(nn.Module):
         adapters: Sequence[Mapping[str, LoraWeights]] | None,
         heads: list[Mapping[str, Tensor]],
         pooling: Pooling,
+        *,
+        adapter_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -68,7 +80,7 @@ class EnsembleModel(nn.Module):
         parameter = next(backbone.body.parameters())
         self.heads.to(parameter.device, torch.float64 if parameter.dtype == torch.float64 else torch.float32)
         self._use_plain_attention()
-        self.folded = _fold(backbone, adapters) if adapters is not None else {}
+        self.folded = _fold(backbone, adapters, adapter_dtype) if adapters is not None else {}
         if self.folded:
             set_only_member(self.folded.values(), 0)
             first = self._first_folded()
@@ -82,16 +94,35 @@ class EnsembleModel(nn.Module):
         parameter: Tensor = next(self.backbone.body.parameters())
         return parameter.device
 
-    def forward(self, rows: Rows) -> Tensor:
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the body computes in."""
+        dtype: torch.dtype = self.backbone.body.dtype
+        return dtype
+
+    def forward(self, rows: Rows, members: slice = ALL_MEMBERS) -> Tensor:
         """Raw scores (K, N), before calibration, in the heads' dtype.
 
         Args:
             rows: one row of N sequences that every member scores, or K rows, a member's own each.
+            members: those that run, and K their number: some at a time where memory is short.
         """
-        if len(rows) not in (1, self.num_members):
-            raise ValueError(f"expected 1 or {self.num_members} rows, got {len(rows)}")
-        pooled = self._pooled_packed(rows) if self.attention == "packed" else self._pooled_unpadded(rows)
-        scores: Tensor = self.heads(pooled)
+        which = range(*members.indices(self.num_members))
+        if len(rows) not in (1, len(which)):
+            raise ValueError(f"expected 1 or {len(which)} rows, got {len(rows)}")
+        if self.num_adapters == 1:  # one body for all members: nothing to choose there
+            return self._scores(rows, range(1), members)
+        set_members(self.folded.values(), members)
+        try:
+            return self._scores(rows, which, members)
+        finally:
+            set_members(self.folded.values(), ALL_MEMBERS)
+
+    def _scores(self, rows: Rows, adapters: range, members: slice) -> Tensor:
+        packed = self.attention == "packed"
+        pooled = self._pooled_packed(rows, len(adapters)) if packed else self._pooled_unpadded(rows, adapters)
+        with torch.autocast(self.device.type, enabled=False):  # heads stay exact where the body computes in bf16
+            scores: Tensor = self.heads(pooled, members)
         return scores
 
     def adapter_of(self, index: int) -> dict[str, LoraWeights]:
@@ -112,7 +143,7 @@ class EnsembleModel(nn.Module):
             input_ids=batch.input_ids, position_ids=batch.position_ids, **{PACKING_KEYWORD: batch.packing}
         )
 
-    def _pooled_packed(self, rows: Rows) -> Tensor:
+    def _pooled_packed(self, rows: Rows, num_adapters: int) -> Tensor:
         batch = pack(rows, position_offset=self.backbone.position_offset, device=self.device)
         hidden = self._run(batch)
         layers = self.backbone.body.config.get_text_config().num_hidden_layers
@@ -121,17 +152,17 @@ class EnsembleModel(nn.Module):
                 f"packed attention ran {batch.packing.num_attention_calls} times in {layers} layers: sequences may "
                 "have leaked into each other"
             )
-        expected = max(self.num_adapters, len(rows))
+        expected = max(num_adapters, len(rows))
         if hidden.shape[0] != expected:
             raise RuntimeError(f"hidden states of {hidden.shape[0]} rows where {expected} were expected")
         return pool(hidden, batch.packing, self.pooling)
 
-    def _pooled_unpadded(self, rows: Rows) -> Tensor:
+    def _pooled_unpadded(self, rows: Rows, adapters: range) -> Tensor:
         """One member at a time, sequences of equal length together, no padding and so no mask."""
         pooled = []
-        for member in range(max(self.num_adapters, len(rows))):
-            set_only_member(self.folded.values(), member if self.num_adapters > 1 else 0)
-            pooled.append(self._pooled_one(rows[member] if len(rows) > 1 else rows[0]))
+        for index in range(max(len(adapters), len(rows))):
+            set_only_member(self.folded.values(), adapters[index] if len(adapters) > 1 else adapters[0])
+            pooled.append(self._pooled_one(rows[index] if len(rows) > 1 else rows[0]))
         set_only_member(self.folded.values(), None)
         return torch.stack(pooled)
 
@@ -192,10 +223,10 @@ class EnsembleModel(nn.Module):
             return f"{type(body).__name__} has attention code of its own"
         row = self._probe_row()
         with torch.no_grad():
-            plain = self._pooled_unpadded([row])
+            plain = self._pooled_unpadded([row], range(self.num_adapters))
             self.backbone.model.set_attn_implementation(ATTENTION_NAME)
             try:
-                packed = self._pooled_packed([row])
+                packed = self._pooled_packed([row], self.num_adapters)
             except (RuntimeError, TypeError, ValueError, IndexError) as error:
                 return f"packed attention failed: {error}"
         difference = float((packed - plain).norm() / plain.norm())
@@ -226,7 +257,9 @@ class EnsembleModel(nn.Module):
         return None
 
 
-def _fold(backbone: Backbone, adapters: Sequence[Mapping[str, LoraWeights]]) -> dict[str, FoldedLinear]:
+def _fold(
+    backbone: Backbone, adapters: Sequence[Mapping[str, LoraWeights]], dtype: torch.dtype | None
+) -> dict[str, FoldedLinear]:
     modules = dict(backbone.model.named_modules())
     layers = {}
     for name in sorted({name for adapter in adapters for name in adapter}):
@@ -241,6 +274,7 @@ def _fold(backbone: Backbone, adapters: Sequence[Mapping[str, LoraWeights]]) -> 
         weight = base.weight
         assert isinstance(weight, Tensor)
         exact = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        layers[name] = FoldedLinear(base, a.to(weight), b.to(weight), scaling.to(weight.device, exact))
+        target = {"device": weight.device, "dtype": dtype or weight.dtype}
+        layers[name] = FoldedLinear(base, a.to(**target), b.to(**target), scaling.to(weight.device, exact))
     fold_into(backbone.model, layers)
     return layers

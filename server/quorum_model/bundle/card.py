@@ -28,6 +28,15 @@ _KINDS = {
 _PURPOSE = """\
 A reward-model ensemble for Quorum: each (prompt, response) gets a score from every member, and their disagreement says
 how far to trust it."""
+_PURPOSE_OF_ONE = """\
+A reward model for Quorum: each (prompt, response) gets a score. One member cannot disagree with itself: there is no
+uncertainty here."""
+_CALIBRATED = """\
+Calibrated score = (raw - mean) / scale; both are measured on held-out pairs, and scale is the RMS of the
+pair margins / √2."""
+_UNCALIBRATED = """\
+Calibrated score = (raw - mean) / scale. Not measured: no held-out pairs were scored, so mean, scale and pair
+temperature say nothing about this ensemble."""
 _USAGE = """\
 ## Use
 
@@ -104,16 +113,20 @@ def _introduction(manifest: Manifest) -> str:
     revision = f" at revision `{backbone.revision}`" if backbone.revision else ""
     shared = ", with a shared adapter merged into it" if manifest.shared_adapter else ""
     beta = "" if manifest.default_beta is None else f", beta {manifest.default_beta:g}"
+    source = f"Backbone: `{backbone.source}`{revision}{shared}; weights sha256 `{backbone.weights_sha256}`."
+    if manifest.kind == "singles":
+        source = "Backbone: a whole one a member, in this bundle."
     facts = [
         f"Kind: `{manifest.kind}`, {what}.",
-        f"Backbone: `{backbone.source}`{revision}{shared}; weights sha256 `{backbone.weights_sha256}`.",
+        source,
         f"Pooling: {manifest.pooling}; at most {manifest.max_length} tokens, cut at: {manifest.truncation}.",
         f"Prompt format: {manifest.prompt_format.origin}, fingerprint `{manifest.prompt_format.fingerprint}`.",
         f"Default mode: {manifest.default_mode}{beta}. Pair temperature: {manifest.pair_temperature:.4g}.",
     ]
     if manifest.parent_version is not None:
         facts.append(f"Made from version `{manifest.parent_version}`.")
-    return f"# {manifest.name}\n\n{_PURPOSE}\n\n" + "\n".join(f"- {fact}" for fact in facts)
+    purpose = _PURPOSE if len(manifest.members) > 1 else _PURPOSE_OF_ONE
+    return f"# {manifest.name}\n\n{purpose}\n\n" + "\n".join(f"- {fact}" for fact in facts)
 
 
 def _members(manifest: Manifest) -> str:
@@ -121,11 +134,9 @@ def _members(manifest: Manifest) -> str:
         [member.name, str(member.seed), f"{member.calibration.mean:.4f}", f"{member.calibration.scale:.4f}"]
         for member in manifest.members
     ]
-    return (
-        "## Members and calibration\n\n"
-        "Calibrated score = (raw - mean) / scale; both are measured on held-out pairs, and scale is the RMS of the\n"
-        "pair margins / √2.\n\n" + _table(["member", "seed", "mean", "scale"], rows)
-    )
+    # Measuring leaves its statistics; without them the figures are no measurement.
+    note = _UNCALIBRATED if manifest.reference_stats is None else _CALIBRATED
+    return f"## Members and calibration\n\n{note}\n\n" + _table(["member", "seed", "mean", "scale"], rows)
 
 
 def _training_data(manifest: Manifest) -> str:

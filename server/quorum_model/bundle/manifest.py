@@ -55,13 +55,15 @@ class MemberCalibration(_Frozen):
 class MemberEntry(_Frozen):
     """One member: its files inside the bundle, calibration and seed.
 
-    adapter: folder of its PEFT adapter, or null where the member is a head alone.
+    adapter: folder of its PEFT adapter, or null where the member has none.
     head: the safetensors file that holds its head.
+    backbone: folder of a whole body of its own (kind `singles`), or null where it shares the ensemble's.
     """
 
     name: str = Field(pattern=r"^m[0-9]{2,}$")
     adapter: str | None = None
     head: str
+    backbone: str | None = None
     calibration: MemberCalibration = MemberCalibration()
     seed: int
 
@@ -131,19 +133,35 @@ class Manifest(_Frozen):
             raise ValueError("member names must differ")
         if len({len(name) for name in names}) > 1:
             raise ValueError("member names must have equal width: some libraries match adapter names by substring")
+        if self.kind in ("single", "merged") and len(self.members) != 1:
+            raise ValueError(f"kind '{self.kind}' has one member")
         for member in self.members:
             expected = None if member.adapter is None else f"{member.adapter}/adapter_model.safetensors"
-            if self.kind == "lora" and (expected is None or member.head != expected):
-                raise ValueError(f"kind 'lora': member {member.name} needs an adapter, with its head in it")
-            if self.kind in ("single", "linear") and member.adapter is not None:
+            if self.kind in ("lora", "merged") and (expected is None or member.head != expected):
+                raise ValueError(f"kind '{self.kind}': member {member.name} needs an adapter, with its head in it")
+            if self.kind in ("single", "singles", "linear") and member.adapter is not None:
                 raise ValueError(f"kind '{self.kind}': member {member.name} has an adapter, which would be ignored")
-        if self.kind == "single" and len(self.members) != 1:
-            raise ValueError("kind 'single' has one member")
+            if self.kind != "singles" and member.backbone is not None:
+                raise ValueError(f"kind '{self.kind}': member {member.name} has a backbone, which would be ignored")
+        if self.kind == "singles":
+            self._check_bodies()
         try:
             require_members(self.default_mode, len(self.members))
         except InvalidRequest as error:
             raise ValueError(f"default_mode: {error.message}") from error
         return self
+
+    def _check_bodies(self) -> None:
+        """Of kind `singles`: a body a member, the first of them standing for all where a tokenizer is wanted."""
+        folders = [member.backbone for member in self.members]
+        if None in folders:
+            raise ValueError(f"kind 'singles': member {self.members[folders.index(None)].name} needs a backbone")
+        if len(set(folders)) != len(folders):
+            raise ValueError("kind 'singles': two members have the same backbone")
+        if self.backbone.source != f"bundle:{folders[0]}":
+            raise ValueError(f"kind 'singles': backbone.source must be the first member's, bundle:{folders[0]}")
+        if self.shared_adapter is not None:
+            raise ValueError("kind 'singles' has no shared backbone that a shared_adapter could change")
 
     @model_validator(mode="after")
     def _check_fingerprint(self) -> Manifest:

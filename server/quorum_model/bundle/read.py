@@ -14,6 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
+from pydantic import BaseModel, Field, ValidationError
 
 from quorum_model.bundle.files import (
     CARD_NAME,
@@ -31,9 +32,16 @@ from quorum_model.errors import BundleCorrupt, BundleError, HeadMissing
 DEFAULT_SOURCE = "default"
 GOLDEN_NAME = "golden.json"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+WEIGHTS_NAME = "model.safetensors"
 
 _HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?", re.ASCII)
 _BACKBONE_SCHEME = "bundle:"
+
+
+class _WeightsIndex(BaseModel):
+    """What Transformers writes beside sharded weights; `weight_map` says which file holds a parameter."""
+
+    weight_map: dict[str, str] = Field(min_length=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +143,8 @@ def _check_parts(root: Path, manifest: Manifest) -> None:
     for member in manifest.members:
         if member.adapter is not None:
             _require(manifest, *(f"{member.adapter}/{name}" for name in ADAPTER_FILES))
+        if member.backbone is not None:
+            _require_body(root, manifest, member.backbone)
         _require(manifest, member.head)
         if not head_tensors(root, member):
             raise HeadMissing(f"member {member.name} has no trained head in {member.head}: its scores would be random")
@@ -144,6 +154,20 @@ def _require(manifest: Manifest, *names: str) -> None:
     for name in names:
         if name not in manifest.files:
             raise BundleCorrupt(f"{name} is missing: the bundle needs it, and manifest.json does not list it")
+
+
+def _require_body(root: Path, manifest: Manifest, folder: str) -> None:
+    """A body's config and weights: one file, or all the shards that its index names."""
+    _require(manifest, f"{folder}/config.json")
+    index = f"{folder}/{WEIGHTS_NAME}.index.json"
+    if index not in manifest.files:
+        _require(manifest, f"{folder}/{WEIGHTS_NAME}")
+        return
+    try:
+        shards = _WeightsIndex.model_validate_json((root / index).read_bytes()).weight_map.values()
+    except (OSError, ValidationError) as error:
+        raise BundleCorrupt(f"{index} is not an index of weights") from error
+    _require(manifest, *(f"{folder}/{shard}" for shard in sorted(set(shards))))
 
 
 def head_tensors(root: Path, member: MemberEntry) -> list[str]:

@@ -49,12 +49,13 @@ def render_snippet(manifest: Manifest, head_names: Sequence[str]) -> str | None:
         head_names: names of a member's head parameters, as the sequence-classification model has them.
 
     Returns:
-        The source, or None for a kind or head that plain transformers does not load.
+        The source, or None for a head that plain transformers does not load.
     """
     family = _family_of(head_names)
-    if family is None or manifest.kind not in ("single", "linear", "lora"):
+    if family is None:
         return None
-    uses_peft = manifest.kind == "lora" or manifest.shared_adapter is not None
+    has_adapters = manifest.members[0].adapter is not None
+    uses_peft = has_adapters or manifest.shared_adapter is not None
     imports, base = _find_base(manifest.backbone)
     third_party = [line for line in imports if line.startswith("from")]
     lines = [
@@ -65,7 +66,7 @@ def render_snippet(manifest: Manifest, head_names: Sequence[str]) -> str | None:
         "import torch",
         *third_party,
         *(["from peft import PeftModel"] if uses_peft else []),
-        *([] if manifest.kind == "lora" else ["from safetensors.torch import load_file"]),
+        *([] if has_adapters else ["from safetensors.torch import load_file"]),
         "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
         "",
         'bundle = Path(".")  # the folder of this file',
@@ -119,12 +120,13 @@ def _find_base(backbone: BackboneRef) -> tuple[list[str], str]:
 
 def _load_member(manifest: Manifest, family: _Family) -> list[str]:
     options = f'num_labels=1, dtype=torch.float32, attn_implementation="eager"{family.load_options}'
-    lines = ["model = AutoModelForSequenceClassification.from_pretrained(", f"    base, {options}", ")"]
+    body = "base" if manifest.kind != "singles" else 'bundle / member["backbone"]'
+    lines = ["model = AutoModelForSequenceClassification.from_pretrained(", f"    {body}, {options}", ")"]
     if manifest.shared_adapter is not None:
         lines.append(
             f"model = PeftModel.from_pretrained(model, str(bundle / {manifest.shared_adapter!r})).merge_and_unload()"
         )
-    if manifest.kind == "lora":
+    if manifest.members[0].adapter is not None:
         return [*lines, 'model = PeftModel.from_pretrained(model, str(bundle / member["adapter"])).get_base_model()']
     return [
         *lines,

@@ -28,21 +28,24 @@ LORA = "base_model.model.bert.encoder.layer.0.attention.self.query.lora_A.weight
 
 
 def make_manifest(kind: str = "lora", **changes: Any) -> Manifest:
-    """Two members; everything can be changed."""
+    """Two members, or one where the kind has one; everything can be changed."""
+    has_adapters = kind in ("lora", "merged")
     members = [
         MemberEntry(
             name=name,
-            adapter=f"members/{name}" if kind == "lora" else None,
-            head=f"members/{name}/adapter_model.safetensors" if kind == "lora" else "heads.safetensors",
+            adapter=f"members/{name}" if has_adapters else None,
+            head=f"members/{name}/adapter_model.safetensors" if has_adapters else "heads.safetensors",
+            backbone=f"backbones/{name}" if kind == "singles" else None,
             calibration=MemberCalibration(mean=0.25 * seed, scale=1.0 + seed),
             seed=seed,
         )
-        for seed, name in enumerate(("m00", "m01"))
+        for seed, name in enumerate(("m00",) if kind in ("single", "merged") else ("m00", "m01"))
     ]
+    source = "bundle:backbones/m00" if kind == "singles" else "org/base"
     values: dict[str, Any] = {
         "name": "small",
         "kind": kind,
-        "backbone": BackboneRef(source="org/base", weights_sha256="ab" * 32, tokenizer_sha256="cd" * 32),
+        "backbone": BackboneRef(source=source, weights_sha256="ab" * 32, tokenizer_sha256="cd" * 32),
         "pooling": "first",
         "max_length": 64,
         "bos_ids": [1],
@@ -62,20 +65,28 @@ def write_adapter_files(folder: Path, tensor_names: tuple[str, ...] = (HEAD, LOR
     save_file({name: np.ones((1, 3), np.float32) for name in tensor_names}, folder / "adapter_model.safetensors")
 
 
+def write_body_files(folder: Path) -> None:
+    """A body by its files."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    save_file({"x": np.zeros(2, np.float32)}, folder / "model.safetensors")
+
+
 def write_small_files(root: Path, manifest: Manifest) -> None:
     """The files that `manifest` asks for."""
     if manifest.shared_adapter is not None:
         write_adapter_files(root / manifest.shared_adapter, (LORA,))
-    if manifest.kind == "lora":
+    if manifest.members[0].adapter is not None:
         for member in manifest.members:
             write_adapter_files(root / str(member.adapter))
     else:
         names = [f"{member.name}.classifier.weight" for member in manifest.members]
         save_file({name: np.ones((1, 3), np.float32) for name in names}, root / "heads.safetensors")
-    if manifest.backbone.source.startswith("bundle:"):
-        (root / "backbone").mkdir()
-        (root / "backbone" / "config.json").write_text("{}")
-        save_file({"x": np.zeros(2, np.float32)}, root / "backbone" / "model.safetensors")
+    if manifest.backbone.source == "bundle:backbone":
+        write_body_files(root / "backbone")
+    for member in manifest.members:
+        if member.backbone is not None:
+            write_body_files(root / member.backbone)
     write_golden(root, [GoldenItem(token_ids=[1, 5, 2], scores=[0.5] * len(manifest.members))])
 
 

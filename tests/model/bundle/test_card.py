@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from quorum_model.bundle.card import metric_tables, render_card
-from quorum_model.bundle.manifest import TrainingData
+from quorum_model.bundle.manifest import ReferenceStats, TrainingData
 from tests.model.bundle.small_bundle import make_bundle, make_manifest
 
 HEADS = ["classifier.dense.weight", "classifier.out_proj.weight"]
@@ -90,7 +90,30 @@ def test_metrics_of_any_shape_become_tables() -> None:
 def test_a_head_that_transformers_does_not_load_gets_no_snippet() -> None:
     assert "```python" in render_card(make_manifest(), HEADS)
     assert "```python" not in render_card(make_manifest(), ["weight"])
-    assert "```python" not in render_card(make_manifest(kind="merged"), HEADS)
+
+
+@pytest.mark.parametrize(("kind", "loads"), [("singles", 'bundle / member["backbone"]'), ("merged", "PeftModel")])
+def test_every_kind_has_a_snippet_that_loads_its_own_parts(kind: str, loads: str) -> None:
+    card = render_card(make_manifest(kind), HEADS)
+    assert loads in card.split("```python\n")[1]
+
+
+def test_a_card_says_what_was_not_measured_and_what_one_member_cannot_say() -> None:
+    stats = ReferenceStats(std_quantiles={"0.5": 0.1}, score_edges=[0.0, 1.0], score_counts=[1])
+    measured, unmeasured = render_card(make_manifest(reference_stats=stats), HEADS), render_card(make_manifest(), HEADS)
+    assert "both are measured on held-out pairs" in measured
+    assert "Not measured" not in measured
+    assert "Not measured: no held-out pairs were scored" in unmeasured
+    assert "their disagreement says" in measured
+    merged = render_card(make_manifest("merged"), HEADS)
+    assert "their disagreement says" not in merged
+    assert "One member cannot disagree with itself" in merged
+
+
+def test_singles_name_no_shared_backbone() -> None:
+    card = render_card(make_manifest("singles"), HEADS)
+    assert "weights sha256" not in card
+    assert "a whole one a member" in card
 
 
 def test_a_bundle_carries_its_card(tmp_path: Path) -> None:
