@@ -25,7 +25,7 @@ from quorum_model.calibration import fit_member_calibration, normalize
 from quorum_model.prompts import PromptEncoder, default_prompt_format
 from quorum_model.sources import load_tokenizer, resolve_backbone
 from quorum_trainer.config import TrainConfig, read_config
-from quorum_trainer.data import EncodedPair, assign_folds, encode_pairs, read_pairs, split_held_out, take
+from quorum_trainer.data import EncodedPair, assign_folds, encode_pairs, read_pairs, read_source, split_held_out, take
 from quorum_trainer.ensemble import train_ensemble
 from quorum_trainer.loop import OnStep, score_pairs
 from quorum_trainer.measure import accuracies
@@ -61,7 +61,7 @@ def make_fold(config: TrainConfig, encoder: PromptEncoder, fold: int) -> Fold:
     calibration: list[EncodedPair] = []
     for source in config.data:
         if source.name != SOURCE:
-            kept, held_out = split_held_out(read_pairs(Path(source.path)), source.held_out, config.seed)
+            kept, held_out = split_held_out(read_source(source).pairs, source.held_out, config.seed)
             train += encode_pairs(encoder, take(kept, source.max_pairs, config.seed), source.name)
             calibration += encode_pairs(encoder, held_out, source.name)
     folder = Path(os.environ["QUORUM_DATA"]) / "hh_harmless"

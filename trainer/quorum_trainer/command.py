@@ -24,7 +24,16 @@ from quorum_model.bundle.read import Bundle
 from quorum_model.prompts import PromptEncoder, default_prompt_format
 from quorum_model.sources import load_tokenizer, resolve_backbone
 from quorum_trainer.config import ConfigError, TrainConfig, read_config
-from quorum_trainer.data import EncodedPair, encode_pairs, hash_file, read_pairs, split_held_out, take
+from quorum_trainer.data import (
+    Audit,
+    EncodedPair,
+    SourceSplit,
+    audit_splits,
+    encode_pairs,
+    read_source,
+    split_held_out,
+    take,
+)
 from quorum_trainer.ensemble import train_ensemble
 from quorum_trainer.export import export_bundle
 from quorum_trainer.loop import OnStep, score_pairs
@@ -37,11 +46,12 @@ _TOKEN_BUDGET = 8192
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """All sources of a config, split and encoded."""
+    """All sources of a config, split, freed of leaks and encoded."""
 
     train: list[EncodedPair]
     held_out: list[EncodedPair]
     described: list[TrainingData]
+    audit: Audit
 
 
 def train(
@@ -104,27 +114,33 @@ def run(settings: TrainConfig, target: Path) -> tuple[Bundle, Measured]:
 
 
 def load_data(settings: TrainConfig, encoder: PromptEncoder) -> Dataset:
-    """Read, split and encode every source.
+    """Read, split, audit and encode every source; what the audit found is printed.
 
     Raises:
-        DataError: a file or line that cannot be used.
-        ConfigError: nothing is held out, so that nothing could be calibrated.
+        DataError: a file, line or row that cannot be used.
+        ConfigError: nothing is held out, so that nothing could be calibrated, or nothing is left to train on.
     """
-    train_pairs, held_out_pairs, described = [], [], []
+    splits, hashes = [], []
     for source in settings.data:
-        path = Path(source.path)
-        kept, held_out = split_held_out(read_pairs(path), source.held_out, settings.seed)
-        kept = take(kept, source.max_pairs, settings.seed)
-        train_pairs += encode_pairs(encoder, kept, source.name, source.phase)
-        held_out_pairs += encode_pairs(encoder, held_out, source.name)
-        described.append(
-            TrainingData(name=source.name, sha256=hash_file(path), num_pairs=len(kept), licence=source.licence)
-        )
-    if not train_pairs:
+        read = read_source(source)
+        kept, held_out = split_held_out(read.pairs, source.held_out, settings.seed)
+        splits.append(SourceSplit(source.name, take(kept, source.max_pairs, settings.seed), held_out))
+        hashes.append(read.sha256)
+    splits, audit = audit_splits(splits)
+    for line in audit.summary_lines():
+        console.print(line, markup=False, highlight=False)
+    if not any(audit.train.values()):
         raise ConfigError("no pairs are left to train on: every prompt is held out")
-    if not held_out_pairs:
+    if not any(audit.held_out.values()):
         raise ConfigError("no pairs are held out: calibration needs some (data.held_out)")
-    return Dataset(train_pairs, held_out_pairs, described)
+    train_pairs, held_out_pairs, described = [], [], []
+    for source, split, sha256 in zip(settings.data, splits, hashes, strict=True):
+        train_pairs += encode_pairs(encoder, split.train, source.name, source.phase, source.weight)
+        held_out_pairs += encode_pairs(encoder, split.held_out, source.name)
+        described.append(
+            TrainingData(name=source.name, sha256=sha256, num_pairs=len(split.train), licence=source.licence)
+        )
+    return Dataset(train_pairs, held_out_pairs, described, audit)
 
 
 def _progress() -> Progress:
