@@ -110,21 +110,25 @@ def write_adapter(
 ) -> None:
     """Write an adapter so that `PeftModel.from_pretrained` gives the same scores.
 
+    Modules of another rank or scaling than alpha / r get a pattern of their own.
+
     Args:
         folder: created; adapter_config.json and adapter_model.safetensors go into it.
-        state: all modules of one rank, and scaling alpha / r.
+        state: the updates, and the head.
         base_source: what `base_model_name_or_path` says.
-        alpha: LoRA's alpha.
+        alpha: LoRA's alpha, of the modules of the largest rank.
         head_modules: modules of the head (PEFT's modules_to_save); empty for an adapter without a head.
     """
-    ranks = {weights.a.shape[0] for weights in state.lora.values()}
-    rank = ranks.pop()
-    # 1e-6: a scaling that went through fp32 on its way.
-    if ranks or any(not math.isclose(w.scaling, alpha / rank, rel_tol=1e-6) for w in state.lora.values()):
-        raise ValueError("one rank and scaling alpha / rank expected")
+    ranks = {name: weights.a.shape[0] for name, weights in state.lora.items()}
+    rank = max(ranks.values())
+    # PEFT divides alpha by the module's own rank.
+    alphas = {name: weights.scaling * ranks[name] for name, weights in state.lora.items()}
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
+        rank_pattern={name: own for name, own in ranks.items() if own != rank},
+        # 1e-6: a scaling that went through fp32 on its way.
+        alpha_pattern={name: own for name, own in alphas.items() if not math.isclose(own, alpha, rel_tol=1e-6)},
         target_modules=sorted(state.lora),
         modules_to_save=head_modules or None,
         task_type="SEQ_CLS" if head_modules else None,
