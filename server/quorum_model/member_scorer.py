@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -24,8 +23,8 @@ from quorum_model.bundle.parts import read_heads
 from quorum_model.bundle.read import Bundle
 from quorum_model.errors import BundleError, HeadMissing, SelfTestFailed, Unsupported
 from quorum_model.model import Attention, EnsembleModel
-from quorum_model.packing import Rows, plan_batches
-from quorum_model.singles import SinglesModel
+from quorum_model.packing import plan_batches
+from quorum_model.singles import ScoringModel, SinglesModel
 from quorum_model.sources import check_weights, resolve_backbone
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -41,24 +40,6 @@ class MemberScores:
 
     raw: NDArray[np.float32]
     computed_tokens: int
-
-
-class ScoringModel(Protocol):
-    """What is scored with: `EnsembleModel`, or `SinglesModel` for members that share nothing."""
-
-    num_members: int
-    attention: Attention
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the body computes in."""
-
-    def __call__(self, rows: Rows) -> Tensor:
-        """Raw scores (K, N) of rows of N sequences: one row that every member scores, or K rows."""
 
 
 class MemberScorer:
@@ -86,18 +67,12 @@ class MemberScorer:
         Args:
             sequences: B non-empty lists of token ids, special ones included.
         """
-        raw = score_sequences(self._model, sequences, self._token_budget)
+        raw = np.empty((self.num_members, len(sequences)), dtype=np.float32)
+        for batch in plan_batches([len(sequence) for sequence in sequences], self._token_budget):
+            with torch.inference_mode():
+                scores = self._model([[sequences[index] for index in batch]])
+            raw[:, batch] = scores.float().cpu().numpy()
         return MemberScores(raw, sum(len(sequence) for sequence in sequences))
-
-
-def score_sequences(model: ScoringModel, sequences: Sequence[Sequence[int]], token_budget: int) -> NDArray[np.float32]:
-    """Raw scores (K, B) of any number of sequences, in passes of similar length under a token budget."""
-    raw = np.empty((model.num_members, len(sequences)), dtype=np.float32)
-    for batch in plan_batches([len(sequence) for sequence in sequences], token_budget):
-        with torch.inference_mode():
-            scores = model([[sequences[index] for index in batch]])
-        raw[:, batch] = scores.float().cpu().numpy()
-    return raw
 
 
 def choose_device(device: str) -> torch.device:

@@ -5,8 +5,8 @@
 What is exact: the updates, as the merged weights W + mean_k s_k B_k A_k (s_k: LoRA's scaling), by concatenation, with
 nothing lost to a lower rank; and the projection, in that over one and the same vector the merged one gives the mean of
 the members' calibrated scores. What is not: members see different vectors, each through its own updates, and the score
-of averaged weights is then only near the average of the scores (WARM, section 3, where linear mode connectivity is what
-makes it near); so, too, for a head's layers before the projection, which are averaged as they are.
+of averaged weights is then only near the average of the scores (WARM rests on linear mode connectivity for that). So,
+too, for a head's layers before the projection, which are averaged as they are.
 
 Pure functions of tensors. Knows no files, no backbones and no data.
 """

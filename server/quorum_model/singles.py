@@ -2,20 +2,39 @@
 
     rows  --each member's own model-->  raw scores (K, N)
 
-Costs K times the memory and the time of one model; a backbone that members share is what every other kind is for.
-Knows nothing of files, text or calibration.
+What both ways of keeping members have in common is `ScoringModel`. This one costs K times the memory and time of one
+model: a backbone that members share is what every other kind is for. Knows nothing of files,
+text or calibration.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from quorum_model.model import Attention, EnsembleModel
 from quorum_model.packing import Rows
+
+
+class ScoringModel(Protocol):
+    """What is scored with: `EnsembleModel`, or `SinglesModel` for members that share nothing."""
+
+    num_members: int
+    attention: Attention
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the body computes in."""
+
+    def __call__(self, rows: Rows) -> Tensor:
+        """Raw scores (K, N) of rows of N sequences: one row that every member scores, or K rows."""
 
 
 class SinglesModel(nn.Module):
