@@ -1,0 +1,1 @@
+"""How good an ensemble is on given files: metrics, intervals, report, plots; and the choice of mode and beta."""
