@@ -22,6 +22,7 @@ from quorum_model.local import LocalScorer
 from quorum_model.model import EnsembleModel
 from quorum_model.prompts import PromptEncoder, default_prompt_format
 from quorum_model.sources import reference_to
+from tests.model.bundle.singles_bundle import make_singles_bundle
 from tests.model.bundle.small_bundle import make_manifest
 from tests.reference.tiny_models import ARCHITECTURES, Architecture, make_backbone, make_model, random_member
 from tests.reference.tiny_tokenizers import bert_like, llama_like
@@ -92,6 +93,18 @@ def make_real_bundle(target: Path, architecture: Architecture, kind: Any, poolin
     return write_bundle(target, manifest, write_files)
 
 
+def assert_snippet_gives_served_score(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = run_snippet(bundle, monkeypatch)
+    request = ScoreRequest(inputs=[ScoreItem(prompt=found["prompt"], response=found["response"])], mode="mean")
+    served = LocalScorer.open(str(bundle.path), device="cpu").score(request).results[0]
+    assert served.members is not None
+    # fp32 in another order of operations, on scores of order 1; members are at least 100 times as far apart.
+    assert found["scores"] == pytest.approx(served.members, abs=2e-5)
+    assert found["score"] == pytest.approx(served.score, abs=2e-5)
+    assert len(served.members) == 1 or abs(served.members[0] - served.members[1]) > 2e-3
+    assert len(found["ids"]) == served.num_tokens
+
+
 def run_snippet(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Execute the card's text in the bundle's folder; returns its variables."""
     text = (bundle.path / "README.md").read_text().split("```python\n")[1].split("```")[0]
@@ -125,15 +138,16 @@ def test_the_snippet_gives_the_served_score(
     name: str, kind: str, pooling: str, shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = make_real_bundle(tmp_path / "b", BY_NAME[name], kind, pooling, shared=shared)
-    found = run_snippet(bundle, monkeypatch)
-    request = ScoreRequest(inputs=[ScoreItem(prompt=found["prompt"], response=found["response"])], mode="mean")
-    served = LocalScorer.open(str(bundle.path), device="cpu").score(request).results[0]
-    assert served.members is not None
-    # fp32 in another order of operations, on scores of order 1; members are at least 100 times as far apart.
-    assert found["scores"] == pytest.approx(served.members, abs=2e-5)
-    assert found["score"] == pytest.approx(served.score, abs=2e-5)
-    assert abs(served.members[0] - served.members[1]) > 2e-3
-    assert len(found["ids"]) == served.num_tokens
+    assert_snippet_gives_served_score(bundle, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("name", "pooling"), [("bert", "first"), ("roberta", "mean"), ("modernbert", "first"), ("llama", "last")]
+)
+def test_the_snippet_of_singles_gives_the_served_score(
+    name: str, pooling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert_snippet_gives_served_score(make_singles_bundle(tmp_path / "b", BY_NAME[name], pooling), monkeypatch)
 
 
 @pytest.mark.parametrize(
