@@ -1,4 +1,4 @@
-"""Reward models as people have them: folders that Transformers and PEFT wrote, with their tokenizers; and their scores."""
+"""Reward models as people have them, as Transformers and PEFT write them, and what they score there and in a bundle."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from quorum_client.types import ScoreItem, ScoreRequest
+from quorum_model.bundle.read import read_bundle
 from quorum_model.local import LocalScorer
+from quorum_model.prompts import load_prompt_encoder
 from tests.reference.tiny_models import ARCHITECTURES, Architecture, make_model
 from tests.reference.tiny_tokenizers import bert_like, llama_like
 
@@ -114,7 +116,4 @@ def served_scores(bundle: Path) -> list[list[float]]:
 
 def served_ids(bundle: Path, prompt: str, response: str) -> list[int]:
     """Token ids of a pair in the bundle's prompt format."""
-    from quorum_model.bundle.read import read_bundle
-    from quorum_model.prompts import load_prompt_encoder
-
     return load_prompt_encoder(read_bundle(bundle)).encode_pair(prompt, response).ids
