@@ -35,7 +35,8 @@ DIFFERENT: dict[str, list[dict[str, Any]]] = {
     "llama": [
         {"target_modules": ["q_proj", "v_proj"]},
         {"target_modules": "all-linear", "r": 2, "use_rslora": True},
-        {"target_modules": ["gate_proj", "down_proj"], "r": 6, "rank_pattern": {"down_proj": 3}, "layers_to_transform": [1, 2]},
+        {"target_modules": ["gate_proj", "down_proj"], "r": 6, "rank_pattern": {"down_proj": 3},
+         "layers_to_transform": [1, 2]},
     ],
     # "dense" is also the pooler: a LoRA update of the head.
     "bert": [
@@ -117,7 +118,7 @@ def test_the_base_is_the_adapters_own_or_the_one_given(tmp_path: Path) -> None:
     with pytest.raises(InvalidOption, match=r"adapter1 is on .*moved.*--base"):
         import_models(sources, tmp_path / "bundle", OPTIONS)
     change_config(folders[0], base_model_name_or_path=str(tmp_path / "moved"))
-    with pytest.raises(BackboneNotFound, match="moved.*--base"):
+    with pytest.raises(BackboneNotFound, match=r"moved.*--base"):
         import_models(sources, tmp_path / "bundle", OPTIONS)
     change_config(folders[0], base_model_name_or_path=None)
     with pytest.raises(InvalidOption, match=r"adapter0 does not name its base: give it by --base"):
@@ -137,7 +138,6 @@ def test_the_base_is_the_adapters_own_or_the_one_given(tmp_path: Path) -> None:
         ("llama", {"target_modules": ["q_proj"], "task_type": None}, HeadMissing, r"no score\.weight"),
         # PEFT saves the classifier alone; the dense layer before it was drawn at random, and is lost.
         ("modernbert", {"target_modules": ["Wqkv"]}, HeadMissing, r"no head\.dense\.weight"),
-        ("distilbert", {"target_modules": ["q_lin"]}, HeadMissing, r"no pre_classifier\.weight"),
         (
             "llama",
             {"target_modules": ["q_proj"], "modules_to_save": ["input_layernorm"]},
