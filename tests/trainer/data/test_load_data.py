@@ -12,9 +12,9 @@ import pytest
 from pydantic import ValidationError
 
 from quorum_model.prompts import PLAIN_TEMPLATE, PromptEncoder
-from quorum_trainer import command
 from quorum_trainer.config import ConfigError, DataSource, TrainConfig
 from quorum_trainer.data import DataError, PreferencePair, encode_pairs, hash_file
+from quorum_trainer.prepare import load_data
 from tests.reference.tiny_tokenizers import bert_like
 
 
@@ -59,7 +59,7 @@ def test_pairs_carry_source_phase_weight_margin_and_tie(
         {"name": "hub", "hub": True, "rows": rows("three"), "held_out": 0, "weight": 3, "phase": 2},
         {"name": "dev", "rows": rows("four", "five"), "held_out": 0.9, "weight": 2},
     )
-    data = command.load_data(config, encoder)
+    data = load_data(config, encoder)
     carried = [(p.source, p.phase, p.weight, p.margin, p.tie) for p in data.train[:3]]
     assert carried == [("file", None, 0.5, 2.0, False), ("file", None, 0.5, 0.0, True), ("hub", 2, 3.0, 0.0, False)]
     assert data.train[0].chosen == encoder.encode_pair("one", "yes one").ids
@@ -70,22 +70,20 @@ def test_pairs_carry_source_phase_weight_margin_and_tie(
     assert data.described[0].sha256 == hash_file(Path(config.data[0].path))
 
 
-def test_leaks_between_sources_are_printed_dropped_and_returned(
-    settings: Callable[..., TrainConfig], encoder: PromptEncoder, capsys: pytest.CaptureFixture[str]
+def test_leaks_between_sources_are_dropped_and_returned(
+    settings: Callable[..., TrainConfig], encoder: PromptEncoder
 ) -> None:
     one = {"name": "one[red]", "rows": rows(*FRUIT), "held_out": 0}
     two = {"name": "two", "hub": True, "rows": rows(*(prompt.upper() for prompt in FRUIT)), "held_out": 0.4}
-    data = command.load_data(settings(one, two), encoder)
+    data = load_data(settings(one, two), encoder)
     # The second source holds four prompts out, and the first trains on all ten: in another spelling.
     assert data.audit.leaks.by_source == {"one[red]": 4}
     assert [len(data.train), len(data.held_out)] == [6 + 6, 4]
     assert [described.num_pairs for described in data.described] == [6, 6]
-    printed = capsys.readouterr().err.replace("\n", " ")
-    assert "4 training pairs dropped, because their prompts are held out: one[red] 4" in printed
 
 
 def test_at_most_so_many_pairs_are_taken(settings: Callable[..., TrainConfig], encoder: PromptEncoder) -> None:
-    data = command.load_data(settings({"name": "a", "rows": rows(*FRUIT), "max_pairs": 3, "held_out": 0.4}), encoder)
+    data = load_data(settings({"name": "a", "rows": rows(*FRUIT), "max_pairs": 3, "held_out": 0.4}), encoder)
     assert [len(data.train), len(data.held_out)] == [3, 4]
 
 
@@ -94,7 +92,7 @@ def test_both_sides_are_needed(
     held_out: float, message: str, settings: Callable[..., TrainConfig], encoder: PromptEncoder
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        command.load_data(settings({"name": "a", "rows": rows("one"), "held_out": held_out}), encoder)
+        load_data(settings({"name": "a", "rows": rows("one"), "held_out": held_out}), encoder)
 
 
 def test_a_pair_that_the_template_refuses_is_named_by_line() -> None:
@@ -124,3 +122,9 @@ def test_a_pair_that_the_template_refuses_is_named_by_line() -> None:
 def test_sources_that_cannot_be_meant(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         DataSource.model_validate({"name": "a", **change})
+
+
+@pytest.mark.parametrize("place", [{"path": "a"}, {"hub": "a"}, {"hub": "a", "subset": "b", "split": "test"}])
+def test_a_source_that_is_saved_reads_as_it_was(place: dict[str, str]) -> None:
+    source = DataSource.model_validate({"name": "a", **place})
+    assert DataSource.model_validate(source.model_dump(mode="json")) == source

@@ -15,8 +15,8 @@ from quorum_trainer.config.base import ConfigModel
 class DataSource(ConfigModel):
     """A set of preference pairs: a file, or a data set of the hub.
 
-    path: JSON lines (.gz too). hub: an id or a folder for `datasets.load_dataset`; of it `split`, of its configuration
-    `subset`, at `revision`.
+    path: JSON lines (.gz too). hub: an id or a folder for `datasets.load_dataset`; of it `split` (train if left out),
+    of its configuration `subset`, at `revision`.
     held_out: share of its prompts kept out of training, for accuracy and calibration.
     max_pairs: take at most so many pairs, drawn at random. phase: trained on in this phase alone; in both if left out.
     weight: how often a pair is seen in an epoch, relative to once: 2 is twice, 0.5 every second epoch on average.
@@ -25,7 +25,7 @@ class DataSource(ConfigModel):
     name: str = Field(min_length=1)
     path: str | None = Field(None, min_length=1)
     hub: str | None = Field(None, min_length=1)
-    split: str = Field("train", min_length=1)
+    split: str | None = Field(None, min_length=1)
     subset: str | None = None
     revision: str | None = None
     licence: str | None = None
@@ -38,7 +38,8 @@ class DataSource(ConfigModel):
     def _check_place(self) -> DataSource:
         if (self.path is None) == (self.hub is None):
             raise ValueError("give exactly one of path and hub")
-        ignored = sorted({"split", "subset", "revision"} & self.model_fields_set)
+        of_hub = {"split": self.split, "subset": self.subset, "revision": self.revision}
+        ignored = [name for name, value in of_hub.items() if value is not None]
         if self.path is not None and ignored:
             raise ValueError(f"a file has no {ignored[0]}: it would be ignored")
         return self

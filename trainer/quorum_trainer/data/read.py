@@ -40,7 +40,7 @@ def read_source(source: DataSource) -> SourcePairs:
         path = Path(source.path)
         return SourcePairs(read_pairs(path), hash_file(path))
     assert source.hub is not None
-    return read_hub(source.hub, split=source.split, subset=source.subset, revision=source.revision)
+    return read_hub(source.hub, split=source.split or "train", subset=source.subset, revision=source.revision)
 
 
 def read_pairs(path: Path) -> list[PreferencePair]:
