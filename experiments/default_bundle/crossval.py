@@ -20,15 +20,16 @@ from typing import Any
 
 import torch
 
-from quorum_model.backbone import is_causal
 from quorum_model.calibration import fit_member_calibration, normalize
-from quorum_model.prompts import PromptEncoder, default_prompt_format
-from quorum_model.sources import load_tokenizer, resolve_backbone
+from quorum_model.prompts import PromptEncoder
 from quorum_trainer.config import TrainConfig, read_config
-from quorum_trainer.data import EncodedPair, assign_folds, encode_pairs, read_pairs, read_source, split_held_out, take
+from quorum_trainer.data import EncodedPair, assign_folds, encode_pairs, read_pairs, split_held_out, take
 from quorum_trainer.ensemble import train_ensemble
-from quorum_trainer.loop import OnStep, score_pairs
+from quorum_trainer.held_out import score_pairs
+from quorum_trainer.loop import Surroundings
 from quorum_trainer.measure import accuracies
+from quorum_trainer.prepare import find_base
+from quorum_trainer.reports import Evaluation, StepReport
 
 HERE = Path(__file__).parent
 NUM_FOLDS = 5
@@ -75,20 +76,14 @@ def make_fold(config: TrainConfig, encoder: PromptEncoder, fold: int) -> Fold:
 def run_fold(fold: int, phase1: str) -> dict[str, Any]:
     """Train and score one fold."""
     config = variant_of(read_config(HERE / "config.yaml"), phase1)
-    folder = resolve_backbone(config.backbone)
-    tokenizer = load_tokenizer(folder)
-    prompt, bos_ids, eos_ids = default_prompt_format(tokenizer, is_causal=is_causal(folder))
-    encoder = PromptEncoder(
-        tokenizer, template=prompt.template, bos_ids=bos_ids, eos_ids=eos_ids, max_length=config.max_length,
-        truncation=config.truncation,
-    )  # fmt: skip
-    data = make_fold(config, encoder, fold)
+    base = find_base(config)
+    data = make_fold(config, base.encoder, fold)
     started = time.monotonic()
-    trained = train_ensemble(config, folder, data.train, log_phase)
+    trained = train_ensemble(config, base.start, data.train, Surroundings(reporter=Lines()))
     seconds = time.monotonic() - started
-    calibration = (scores.numpy() for scores in score_pairs(trained.model, data.calibration, 8192))
+    calibration = (scores.numpy() for scores in score_pairs(trained.model, data.calibration))
     means, scales = fit_member_calibration(*calibration)
-    chosen, rejected = (scores.numpy() for scores in score_pairs(trained.model, data.test, 8192))
+    chosen, rejected = (scores.numpy() for scores in score_pairs(trained.model, data.test))
     margins = normalize(chosen, means, scales) - normalize(rejected, means, scales)
     return {
         "fold": fold,
@@ -102,14 +97,20 @@ def run_fold(fold: int, phase1: str) -> dict[str, Any]:
     }
 
 
-def log_phase(name: str) -> OnStep:
+class Lines:
     """A line every 20 steps of a phase."""
 
-    def on_step(step: int, total: int, losses: list[float]) -> None:
-        if step % 20 == 0 or step == total:
-            print(f"{name} {step}/{total} loss {sum(losses) / len(losses):.4f}", flush=True)
+    def begin(self, stage: str, total: int, done: int) -> None:
+        """Nothing to say yet."""
 
-    return on_step
+    def step(self, report: StepReport) -> None:
+        """The mean loss."""
+        if report.step % 20 == 0 or report.step == report.total:
+            loss = sum(report.losses) / len(report.losses)
+            print(f"{report.stage} {report.step}/{report.total} loss {loss:.4f}", flush=True)
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        """Not asked for."""
 
 
 def summary(phase1: str) -> dict[str, Any]:

@@ -83,8 +83,13 @@ def _is_causal(model: nn.Module) -> bool:
     return any(getattr(module, "is_causal", False) is True for module in model.modules())
 
 
-def load_backbone(folder: Path, *, dtype: torch.dtype = torch.float32) -> Backbone:
+def load_backbone(folder: Path, *, dtype: torch.dtype = torch.float32, quantization: Any = None) -> Backbone:
     """Load the sequence-classification model of a backbone with one label, in eval mode, every parameter frozen.
+
+    Args:
+        folder: of the model.
+        dtype: of the weights.
+        quantization: a quantization config of Transformers, for training on a backbone that is too large otherwise.
 
     Raises:
         Unsupported: no such class for the architecture, or a head that is not understood.
@@ -97,6 +102,7 @@ def load_backbone(folder: Path, *, dtype: torch.dtype = torch.float32) -> Backbo
             folder,
             num_labels=1,
             dtype=dtype,
+            quantization_config=quantization,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,

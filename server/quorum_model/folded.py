@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-InputDropout = Callable[[Tensor], Tensor]
-"""Dropout on the adapter's input: (K, T, d_in) -> (K, T, d_in), each member from its own random stream."""
+InputDropout = Callable[[Tensor, slice], Tensor]
+"""Dropout on the adapter's input: (K, T, d_in) and which members they are -> (K, T, d_in), a random stream a member."""
+
+ALL_MEMBERS = slice(None)
 
 
 class FoldedLinear(nn.Module):
@@ -45,11 +47,13 @@ class FoldedLinear(nn.Module):
         self.input_dropout: InputDropout | None = None
         self.only_member: int | None = None
         """When set, the layer is that member's alone, for any batch shape: how unpackable backbones are run."""
+        self.members: slice = ALL_MEMBERS
+        """The members that run: training takes some at a time where memory is short."""
 
     @property
     def num_members(self) -> int:
-        """K."""
-        return self.a.shape[0]
+        """K, of those that run."""
+        return len(range(*self.members.indices(self.a.shape[0])))
 
     def forward(self, x: Tensor) -> Tensor:
         """(K, T, d_in) or (1, T, d_in) -> (K, T, d_out); with `only_member`, (..., d_in) -> (..., d_out)."""
@@ -64,16 +68,19 @@ class FoldedLinear(nn.Module):
             x = x[:1].expand(members, -1, -1)
         else:
             y = self.base(x)
-        adapter_input = x if self.input_dropout is None else self.input_dropout(x)
-        low = (torch.bmm(adapter_input, self.a) * self.scaling).to(y.dtype)
+        adapter_input = x if self.input_dropout is None else self.input_dropout(x, self.members)
+        # In training adapters stay in fp32 over a base in bf16: rounded here, so that small steps are not lost.
+        a, b = self.a[self.members].to(x.dtype), self.b[self.members].to(y.dtype)
+        low = (torch.bmm(adapter_input, a) * self.scaling[self.members]).to(y.dtype)
         if shared or torch.is_grad_enabled():
-            return torch.baddbmm(y, low, self.b)
-        result: Tensor = y.baddbmm_(low, self.b)
+            return torch.baddbmm(y, low, b)
+        result: Tensor = y.baddbmm_(low, b)
         return result
 
     def _forward_one(self, x: Tensor, member: int) -> Tensor:
         y: Tensor = self.base(x)
-        return y + ((x @ self.a[member]) * self.scaling[member]).to(y.dtype) @ self.b[member]
+        low = (x @ self.a[member].to(x.dtype)) * self.scaling[member]
+        return y + low.to(y.dtype) @ self.b[member].to(y.dtype)
 
 
 def features_of(base: nn.Module) -> tuple[int, int]:
@@ -88,9 +95,9 @@ def features_of(base: nn.Module) -> tuple[int, int]:
 
 def is_linear(module: nn.Module) -> bool:
     """Whether an adapter can sit on this module: a routing layer, say, is a Linear by class but not by what it does."""
-    if isinstance(module, nn.Linear):
-        return type(module).forward is nn.Linear.forward
-    return type(module).__name__ == "Conv1D"
+    if type(module).__name__ in ("Conv1D", "Linear4bit"):  # of Transformers; of bitsandbytes
+        return True
+    return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
 
 
 def fold_into(root: nn.Module, layers: dict[str, FoldedLinear]) -> None:
@@ -110,15 +117,14 @@ def expand_before(root: nn.Module, first_folded: str) -> None:
     parent = root.get_submodule(first_folded.rpartition(".")[0])
     layer = root.get_submodule(first_folded)
     assert isinstance(layer, FoldedLinear)
-    members = layer.num_members
 
     def expand(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
         if layer.only_member is not None:
             return args, kwargs
         if args and isinstance(args[0], Tensor):
-            return (_expand_row(args[0], members), *args[1:]), kwargs
+            return (_expand_row(args[0], layer.num_members), *args[1:]), kwargs
         if isinstance(kwargs.get("hidden_states"), Tensor):
-            return args, {**kwargs, "hidden_states": _expand_row(kwargs["hidden_states"], members)}
+            return args, {**kwargs, "hidden_states": _expand_row(kwargs["hidden_states"], layer.num_members)}
         raise RuntimeError(f"cannot tell the activations that enter {first_folded}")
 
     parent.register_forward_pre_hook(expand, with_kwargs=True)
@@ -126,6 +132,12 @@ def expand_before(root: nn.Module, first_folded: str) -> None:
 
 def _expand_row(hidden: Tensor, members: int) -> Tensor:
     return hidden.expand(members, -1, -1) if hidden.dim() == 3 and hidden.shape[0] == 1 else hidden
+
+
+def set_members(layers: Iterable[FoldedLinear], members: slice) -> None:
+    """Let only these members run."""
+    for layer in layers:
+        layer.members = members
 
 
 def set_only_member(layers: Iterable[FoldedLinear], member: int | None) -> None:

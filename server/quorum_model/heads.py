@@ -8,7 +8,7 @@ before it is ours. Knows nothing of packing, adapters or files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from quorum_model.errors import HeadMissing, Unsupported
+from quorum_model.folded import ALL_MEMBERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ class StackedHeads(nn.Module):
         Unsupported: a member has a trained parameter that is not part of the head, and would be ignored.
     """
 
-    def __init__(self, template: Head, states: list[Mapping[str, Tensor]]) -> None:
+    def __init__(self, template: Head, states: Sequence[Mapping[str, Tensor]]) -> None:
         super().__init__()
         # In a list, so that the template's own parameters are neither trained, moved nor saved.
         self._template = [template]
@@ -132,11 +133,12 @@ class StackedHeads(nn.Module):
             stacked[_key(public)] = nn.Parameter(torch.stack([state[public].detach() for state in states]))
         self.parameters_by_name = nn.ParameterDict(stacked)
 
-    def forward(self, pooled: Tensor) -> Tensor:
-        """(K, N, d) or (1, N, d) -> (K, N), in the heads' own dtype."""
+    def forward(self, pooled: Tensor, which: slice = ALL_MEMBERS) -> Tensor:
+        """(K, N, d) or (1, N, d) -> (K, N), in the heads' own dtype; K of the members that `which` picks."""
         template = self._template[0]
         parameters = {
-            name: self.parameters_by_name[_key(template.public_name(name))] for name, _ in template.named_parameters()
+            name: self.parameters_by_name[_key(template.public_name(name))][which]
+            for name, _ in template.named_parameters()
         }
         members = next(iter(parameters.values())).shape[0]
         pooled = pooled.to(next(iter(parameters.values())).dtype)

@@ -61,7 +61,7 @@ class EnsembleModel(nn.Module):
         self,
         backbone: Backbone,
         adapters: Sequence[Mapping[str, LoraWeights]] | None,
-        heads: list[Mapping[str, Tensor]],
+        heads: Sequence[Mapping[str, Tensor]],
         pooling: Pooling,
         *,
         adapter_dtype: torch.dtype | None = None,
@@ -274,7 +274,7 @@ def _fold(
         weight = base.weight
         assert isinstance(weight, Tensor)
         exact = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        target = {"device": weight.device, "dtype": dtype or weight.dtype}
-        layers[name] = FoldedLinear(base, a.to(**target), b.to(**target), scaling.to(weight.device, exact))
+        a, b = (factor.to(weight.device, dtype or weight.dtype) for factor in (a, b))
+        layers[name] = FoldedLinear(base, a, b, scaling.to(weight.device, exact))
     fold_into(backbone.model, layers)
     return layers

@@ -53,6 +53,7 @@ def make_config(tmp_path: Path) -> Callable[..., TrainConfig]:
             "max_length": 40,
             "data": [{"name": "toy", "path": str(write_pairs(tmp_path / "pairs.jsonl")), "held_out": 0.3}],
             "phase2": {"epochs": 2, "batch_pairs": 8, "lr": 5e-3, "lora": {"rank": 4, "alpha": 8}},
+            "trackers": [],
         }
         return TrainConfig.model_validate(values | changes)
 

@@ -12,10 +12,11 @@ import torch
 
 from quorum_model.backbone import wrap_backbone
 from quorum_model.model import EnsembleModel
-from quorum_trainer.batches import endless_order, step_rows
-from quorum_trainer.config import Optimisation
+from quorum_trainer.batches import PairOrders, endless_order
+from quorum_trainer.config import LossOptions, Optimisation
 from quorum_trainer.data import EncodedPair
-from quorum_trainer.loop import train_phase, train_step, trainables_of
+from quorum_trainer.loop import train_phase
+from quorum_trainer.step import StepSettings, train_step, trainables_of
 from tests.reference.peft_oracle import peft_model
 from tests.reference.tiny_models import ARCHITECTURES, make_model, random_member, random_sequences
 
@@ -28,6 +29,15 @@ def options(steps: int) -> Optimisation:
 
 
 GAMMA = 0.01
+SETTINGS = StepSettings(clip=1e9, loss=LossOptions(centring=GAMMA))
+
+
+def train(model: EnsembleModel, pairs: list[EncodedPair], seeds: list[int], steps: int) -> list[list[float]]:
+    orders = PairOrders(pairs, seeds, shared=False, batch_pairs=4)
+    settings = StepSettings(clip=options(steps).clip, loss=LossOptions(centring=GAMMA))
+    return train_phase(
+        model, trainables_of(model, backbone=False), orders, options(steps), settings, total=steps
+    )
 
 
 def make_pairs() -> list[EncodedPair]:
@@ -53,7 +63,7 @@ def peft_losses(model: Any, pairs: list[EncodedPair], seed: int, steps: int) -> 
     for parameter in trained:
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(trained, lr=options(steps).lr, weight_decay=0.0)
-    order = endless_order(len(pairs), seed)
+    order = endless_order([1.0] * len(pairs), seed)
     losses = []
     for _ in range(steps):
         batch = [pairs[next(order)] for _ in range(4)]
@@ -84,9 +94,7 @@ def test_folded_training_equals_separate_peft_trainings(name: str, steps: int, t
         for index, member in enumerate(members)
     ]
     model = EnsembleModel(backbone, [m.lora for m in members], [m.head for m in members], architecture.pooling)
-    actual = train_phase(
-        model, trainables_of(model, backbone=False), pairs, options(steps), order_seeds=SEEDS, gamma=GAMMA
-    )
+    actual = train(model, pairs, SEEDS, steps)
     # fp32 over 50 steps of AdamW: rounding differences grow, yet stay far below the losses' own movement.
     np.testing.assert_allclose(np.array(actual), np.array(expected).T, rtol=0, atol=1e-4)
     assert np.ptp(np.array(expected), axis=1).min() > 0.1
@@ -102,10 +110,7 @@ def test_members_together_equal_each_alone() -> None:
         members = [random_member(backbone, rank=4, seed=SEEDS[index]) for index in which]
         model = EnsembleModel(backbone, [m.lora for m in members], [m.head for m in members], "first")
         seeds = [SEEDS[index] for index in which]
-        losses = train_phase(
-            model, trainables_of(model, backbone=False), pairs, options(50), order_seeds=seeds, gamma=GAMMA
-        )
-        return np.array(losses)
+        return np.array(train(model, pairs, seeds, 50))
 
     together = run([0, 1, 2])
     for index in range(3):
@@ -118,14 +123,14 @@ def test_shared_parameters_get_the_mean_of_the_members_gradients() -> None:
     backbone = wrap_backbone(make_model(ARCHITECTURES[0]))
     heads = [random_member(backbone, rank=2, seed=seed).head for seed in SEEDS]
     pairs = make_pairs()[:4]
-    rows = step_rows([iter(range(4))], pairs, 4)
+    batch = PairOrders(pairs, [1], shared=True, batch_pairs=4).next()
 
     def gradients(which: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         copied = wrap_backbone(make_model(ARCHITECTURES[0]))
         model = EnsembleModel(copied, None, [heads[index] for index in which], "first")
         trainables = trainables_of(model, backbone=True)
         optimizer = torch.optim.SGD([*trainables.shared, *trainables.heads], lr=0.0)
-        train_step(model, trainables, rows, optimizer, clip=1e9, gamma=GAMMA)
+        train_step(model, trainables, batch, optimizer, SETTINGS)
         weight = copied.body.encoder.layer[0].attention.self.query.weight
         head = model.heads.parameters_by_name["classifier/weight"]
         assert weight.grad is not None

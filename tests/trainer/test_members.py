@@ -10,14 +10,8 @@ from torch import nn
 
 from quorum_trainer.config import ConfigError, LoraOptions, Optimisation
 from quorum_trainer.loop import schedule_factor
-from quorum_trainer.members import (
-    MemberDropout,
-    adapted_modules,
-    clip_members,
-    draw_adapter,
-    draw_head,
-    stream_seed,
-)
+from quorum_trainer.draws import adapted_modules, draw_adapter, draw_head, stream_seed
+from quorum_trainer.members import MemberDropout, clip_members
 from tests.reference.tiny_models import ARCHITECTURES, make_backbone
 
 
@@ -92,17 +86,19 @@ def test_each_member_is_clipped_as_if_alone() -> None:
 
 
 def test_dropout_of_a_member_does_not_depend_on_the_others() -> None:
-    together, alone = MemberDropout(0.3, [5, 6]), MemberDropout(0.3, [6])
-    for width in (7, 11, 4):
+    together, alone = MemberDropout([0.3, 0.3], [5, 6]), MemberDropout([0.3], [6])
+    for step, width in enumerate((7, 11, 4)):
+        together.at(step)
+        alone.at(step)
         # Alone the member's row is shorter: the longer rows are filled up by its companions' length.
-        both = together(torch.ones(2, width + 3, 8))
-        one = alone(torch.ones(1, width, 8))
+        both = together.of_layer("a")(torch.ones(2, width + 3, 8), slice(None))
+        one = alone.of_layer("a")(torch.ones(1, width, 8), slice(None))
         torch.testing.assert_close(both[1, :width], one[0], rtol=0, atol=0)
         assert not torch.equal(both[0, :width], both[1, :width])
 
 
 def test_dropout_keeps_the_mean() -> None:
-    out = MemberDropout(0.25, [1])(torch.ones(1, 200, 100))
+    out = MemberDropout([0.25], [1]).of_layer("a")(torch.ones(1, 200, 100), slice(None))
     assert float((out == 0).float().mean()) == pytest.approx(0.25, abs=0.01)  # 20,000 draws: se 0.003
     assert float(out.max()) == pytest.approx(1 / 0.75)
 

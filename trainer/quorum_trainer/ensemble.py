@@ -1,102 +1,136 @@
-"""Training an ensemble from the first draw to the last step: phase 1, phase 2, and what lies between.
+"""Training an ensemble from the first draw to the last step: one stage after another, each kept when it is done.
 
-    TrainConfig, pairs  --phase 1-->  heads (+ backbone or shared adapter)  --phase 2-->  TrainedEnsemble
+    single, linear      phase 1
+    singles             m00, m01, …: phase 1 of one model each
+    lora                phase 1 (or a bundle's backbone and heads, or none)  →  phase 2
 
-Reads as the recipe: one function a phase. Knows nothing of data files, held-out figures or bundles.
+Reads as the recipe: one function a stage. Knows nothing of data files, held-out figures or bundles.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from quorum_model.adapters import AdapterState, merge_adapter
+from quorum_model.adapters import AdapterState, LoraWeights, merge_adapter
 from quorum_model.backbone import Backbone, default_pooling, load_backbone
 from quorum_model.model import EnsembleModel
 from quorum_model.packing import Pooling
-from quorum_trainer.config import ConfigError, PhaseOne, PhaseTwo, TrainConfig
+from quorum_model.singles import SinglesModel
+from quorum_trainer.batches import PairOrders, num_steps, weights_of
+from quorum_trainer.config import ConfigError, Diversity, Optimisation, PhaseOne, PhaseTwo, TrainConfig
 from quorum_trainer.data import EncodedPair
-from quorum_trainer.loop import OnStep, train_phase, trainables_of
-from quorum_trainer.members import MemberDropout, draw_adapter, draw_head, stream_seed
+from quorum_trainer.draws import draw_adapter, draw_head, stream_seed
+from quorum_trainer.loop import Surroundings, train_phase
+from quorum_trainer.members import MemberDropout, spread_factors, spread_offsets
+from quorum_trainer.precision import autocast_dtype, load_for_training
+from quorum_trainer.stages import StageResult
+from quorum_trainer.step import StepSettings, Trainables, anchored, trainables_of
 
-OnPhase = Callable[[str], OnStep | None]
-"""Called with a phase's name when it starts; gives what to call after each of its steps."""
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a run starts from.
+
+    folder: the backbone's. The rest comes from a bundle, where phase 2 starts from one: its shared adapter, merged
+    before anything is trained; its heads, one a member; its pooling.
+    """
+
+    folder: Path
+    shared_adapter: AdapterState | None = None
+    heads: Sequence[Mapping[str, Tensor]] | None = None
+    pooling: Pooling | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TrainedEnsemble:
     """What a run gives.
 
-    model: the trained ensemble. shared_adapter: phase 1's, already merged into the model's backbone.
-    backbone_weights: the backbone as phase 1 left it, where it trained it in full.
+    model: the trained ensemble, in float32. shared_adapter: already merged into the model's backbone.
+    bodies: backbones that were trained in full, by parameter name: none, one, or (singles) one a member.
     """
 
-    model: EnsembleModel
+    model: EnsembleModel | SinglesModel
     shared_adapter: AdapterState | None
-    backbone_weights: dict[str, Tensor] | None
+    bodies: list[dict[str, Tensor]]
 
 
-@dataclass(slots=True)
-class _PhaseOneResult:
-    heads: list[Mapping[str, Tensor]]
-    shared_adapter: AdapterState | None
-    backbone_weights: dict[str, Tensor] | None
+@dataclass(frozen=True, slots=True)
+class _Run:
+    config: TrainConfig
+    start: Start
+    pairs: Sequence[EncodedPair]
+    around: Surroundings
+    device: torch.device
 
 
 def train_ensemble(
-    config: TrainConfig, folder: Path, pairs: Sequence[EncodedPair], on_phase: OnPhase | None = None
+    config: TrainConfig,
+    start: Start,
+    pairs: Sequence[EncodedPair],
+    around: Surroundings | None = None,
+    device: torch.device | None = None,
 ) -> TrainedEnsemble:
     """Train the members that a config describes.
 
     Args:
         config: checked.
-        folder: the backbone's.
+        start: backbone, and what a bundle brings.
         pairs: training pairs, encoded for this backbone.
-        on_phase: progress.
+        around: checkpoints, reports, other workers, held-out pairs.
+        device: where to train; the CPU if left out.
 
     Raises:
+        ConfigError: the config does not fit the backbone or the data.
         TrainingDiverged: a loss became NaN or infinite.
+        TrainingInterrupted: asked to stop.
     """
-    notify = on_phase or (lambda _name: None)
-    backbone = load_backbone(folder)
-    _check_dropout(config, backbone)
+    run = _Run(config, start, pairs, around or Surroundings(), device or torch.device("cpu"))
+    backbone = load_backbone(start.folder)
+    _check_backbone(config, backbone)
+    if config.kind == "singles":
+        results = [_single(run, backbone, member) for member in range(config.members)]
+        models = [_assemble(run, result, None) for result in results]
+        return TrainedEnsemble(SinglesModel(models), None, [result.backbone or {} for result in results])
+    heads = _first_heads(run, backbone)
+    first: StageResult | None = None
+    if config.phase1 is not None:
+        seed = stream_seed(config.seed, "phase 1", "order")
+        own = Diversity() if config.kind == "lora" else config.diversity
+        first = _phase_one(run, "phase 1", config.phase1, StageResult(heads), order=(seed, True), diversity=own)
+        heads = first.heads
+    last = first if config.phase2 is None else _phase_two(run, config.phase2, heads, first)
+    assert last is not None
+    bodies = [first.backbone] if first is not None and first.backbone is not None else []
+    return TrainedEnsemble(_assemble(run, last, first), _shared_adapter(run, first), bodies)
+
+
+def _check_backbone(config: TrainConfig, backbone: Backbone) -> None:
+    """Raises ConfigError where the config asks for what this backbone cannot do."""
     if backbone.max_positions is not None and config.max_length > backbone.max_positions:
         raise ConfigError(f"max_length: this backbone has positions for {backbone.max_positions} tokens")
-    pooling = config.pooling or default_pooling(backbone.model)
-    heads: list[Mapping[str, Tensor]] = [
-        draw_head(backbone, _stream(seed, "head"), redraw_projection=config.phase1 is not None)
-        for seed in config.member_seeds()
-    ]
-    first: _PhaseOneResult | None = None
-    if config.phase1 is not None:
-        first = _phase_one(config, config.phase1, folder, (heads, pooling), _of_phase(pairs, 1), notify("phase 1"))
-        heads = first.heads
-        backbone = _backbone_after(folder, first)
-    if config.phase2 is not None:
-        model = _start_phase_two(config, config.phase2, backbone, heads, pooling)
-        _phase_two(config, config.phase2, model, _of_phase(pairs, 2), notify("phase 2"))
-    else:
-        model = EnsembleModel(backbone, None, heads, pooling)
-    model.eval().requires_grad_(False)
-    return TrainedEnsemble(
-        model,
-        shared_adapter=first.shared_adapter if first is not None else None,
-        backbone_weights=first.backbone_weights if first is not None else None,
-    )
+    phases = [phase for phase in (config.phase1, config.phase2) if phase is not None]
+    if any(phase.lora.dropout for phase in phases) and not type(backbone.body)._can_set_attn_implementation():
+        raise ConfigError("adapter dropout needs a backbone that can be packed; this one has attention of its own")
+
+
+def _first_heads(run: _Run, backbone: Backbone) -> list[dict[str, Tensor]]:
+    if run.start.heads is not None:
+        return [dict(head) for head in run.start.heads]
+    redraw = run.config.phase1 is not None
+    return [draw_head(backbone, _stream(seed, "head"), redraw_projection=redraw) for seed in run.config.member_seeds()]
 
 
 def _stream(seed: int, *names: str) -> torch.Generator:
     return torch.Generator().manual_seed(stream_seed(seed, *names))
 
 
-def _check_dropout(config: TrainConfig, backbone: Backbone) -> None:
-    dropout = [phase.lora.dropout for phase in (config.phase1, config.phase2) if phase is not None]
-    if any(dropout) and not type(backbone.body)._can_set_attn_implementation():
-        raise ConfigError("adapter dropout needs a backbone that can be packed; this one has attention of its own")
+def _pooling(run: _Run, backbone: Backbone) -> Pooling:
+    return run.config.pooling or run.start.pooling or default_pooling(backbone.model)
 
 
 def _of_phase(pairs: Sequence[EncodedPair], phase: int) -> list[EncodedPair]:
@@ -106,91 +140,183 @@ def _of_phase(pairs: Sequence[EncodedPair], phase: int) -> list[EncodedPair]:
     return chosen
 
 
+def _single(run: _Run, backbone: Backbone, member: int) -> StageResult:
+    """One whole model: its own head, order and (by diversity) learning rate."""
+    config = run.config
+    assert config.phase1 is not None
+    seed = config.member_seeds()[member]
+    factor = spread_factors(config.members, config.diversity.lr_spread)[member]
+    lrs = {"lr": config.phase1.lr * factor, "head_lr": (config.phase1.head_lr or config.phase1.lr) * factor}
+    options = config.phase1.model_copy(update=lrs)
+    head = draw_head(backbone, _stream(seed, "head"), redraw_projection=True)
+    order = (stream_seed(seed, "phase 1", "order"), False)
+    diversity = config.diversity.model_copy(update={"lr_spread": 1.0})
+    return _phase_one(run, f"m{member:02d}", options, StageResult([head]), order=order, diversity=diversity, seed=seed)
+
+
 def _phase_one(
-    config: TrainConfig,
+    run: _Run,
+    stage: str,
     options: PhaseOne,
-    folder: Path,
-    start: tuple[list[Mapping[str, Tensor]], Pooling],
-    pairs: Sequence[EncodedPair],
-    on_step: OnStep | None,
-) -> _PhaseOneResult:
-    """K heads together in one data order, on a backbone that learns (or not) from the mean of their losses."""
-    heads, pooling = start
-    backbone = load_backbone(folder)
-    adapters = None
+    begin: StageResult,
+    *,
+    order: tuple[int, bool],
+    diversity: Diversity,
+    seed: int | None = None,
+) -> StageResult:
+    """Heads in one data order, on a backbone that learns (or not) from the mean of their losses."""
+    done = run.around.keeper.result(stage)
+    if done is not None:
+        return done
+    config, full = run.config, options.method == "full"
+    backbone = load_for_training(config, run.start.folder, run.device, in_full=full)
+    adapters: list[dict[str, LoraWeights]] = []
     if options.method == "shared_adapter":
         adapters = [draw_adapter(backbone, options.lora, _stream(config.seed, "shared", "adapter"))]
-    model = EnsembleModel(backbone, adapters, heads, pooling)
-    _add_dropout(model, options.lora.dropout, [stream_seed(config.seed, "shared", "dropout")])
-    train_phase(
-        model,
-        trainables_of(model, backbone=options.method == "full"),
-        pairs,
-        options,
-        order_seeds=[stream_seed(config.seed, "phase 1", "order")],
-        gamma=config.centring,
-        on_step=on_step,
-    )
-    return _PhaseOneResult(
-        heads=[model.heads.member_state(member) for member in range(config.members)],
-        shared_adapter=AdapterState(model.adapter_of(0)) if adapters else None,
-        backbone_weights=_weights(backbone) if options.method == "full" else None,
-    )
-
-
-def _weights(backbone: Backbone) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().clone() for name, value in backbone.body.state_dict().items()}
-
-
-def _backbone_after(folder: Path, first: _PhaseOneResult) -> Backbone:
-    """A backbone as phase 1 left it: loaded anew, so that no folded layer of phase 1 remains in it."""
-    backbone = load_backbone(folder)
-    if first.shared_adapter is not None:
-        merge_adapter(backbone.model, first.shared_adapter)
-    if first.backbone_weights is not None:
-        backbone.body.load_state_dict(first.backbone_weights)
-    return backbone
-
-
-def _start_phase_two(
-    config: TrainConfig, options: PhaseTwo, backbone: Backbone, heads: list[Mapping[str, Tensor]], pooling: Pooling
-) -> EnsembleModel:
-    seeds = config.member_seeds()
-    adapters = [draw_adapter(backbone, options.lora, _stream(seed, "member", "adapter")) for seed in seeds]
-    model = EnsembleModel(backbone, adapters, heads, pooling)
-    _add_dropout(model, options.lora.dropout, [stream_seed(seed, "member", "dropout") for seed in seeds])
-    return model
+    pooling = _pooling(run, backbone)
+    model = EnsembleModel(backbone, adapters or None, begin.heads, pooling, adapter_dtype=torch.float32)
+    dropout = _add_dropout(model, [options.lora.dropout], [stream_seed(config.seed, "shared", "dropout")])
+    trainables = trainables_of(model, backbone=full)
+    seeds = [seed] if seed is not None else config.member_seeds()
+    pairs = _of_phase(run.pairs, 1)
+    orders = _orders(run, pairs, options, [order[0]], shared=order[1], bootstrap=diversity.bootstrap, seeds=seeds)
+    settings = _settings(run, options, diversity, trainables, model.num_members, dropout, in_full=full)
+    _train(run, stage, model, trainables, orders, options, settings, pairs)
+    weights = {name: value.detach().cpu().clone() for name, value in backbone.body.state_dict().items()}
+    result = StageResult(_heads_of(model), _adapters_of(model), weights if full else None)
+    run.around.keeper.finish(stage, result)
+    return result
 
 
 def _phase_two(
-    config: TrainConfig,
-    options: PhaseTwo,
-    model: EnsembleModel,
-    pairs: Sequence[EncodedPair],
-    on_step: OnStep | None,
-) -> None:
+    run: _Run, options: PhaseTwo, heads: Sequence[Mapping[str, Tensor]], first: StageResult | None
+) -> StageResult:
     """Every member's adapter and head on its own loss; the backbone is frozen."""
-    orders = [stream_seed(seed, "phase 2", "order") for seed in config.member_seeds()]
-    if options.order == "shared":
-        orders = [stream_seed(config.seed, "phase 2", "shared order")]
-    train_phase(
-        model,
-        trainables_of(model, backbone=False),
-        pairs,
-        options,
-        order_seeds=orders,
-        gamma=config.centring,
-        on_step=on_step,
+    done = run.around.keeper.result("phase 2")
+    if done is not None:
+        return done
+    config, seeds = run.config, run.config.member_seeds()
+    shared = _shared_adapter(run, first)
+    body = first.backbone if first is not None else None
+    backbone = load_for_training(config, run.start.folder, run.device, shared_adapter=shared, weights=body)
+    adapters = [draw_adapter(backbone, options.lora, _stream(seed, "member", "adapter")) for seed in seeds]
+    pooling = _pooling(run, backbone)
+    model = EnsembleModel(backbone, adapters, list(heads), pooling, adapter_dtype=torch.float32)
+    offsets = spread_offsets(config.members, config.diversity.dropout_spread)
+    rates = [options.lora.dropout + offset for offset in offsets]
+    dropout = _add_dropout(model, rates, [stream_seed(seed, "member", "dropout") for seed in seeds])
+    trainables = trainables_of(model, backbone=False)
+    is_shared = options.order == "shared"
+    order_seeds = [stream_seed(seed, "phase 2", "order") for seed in seeds]
+    if is_shared:
+        order_seeds = [stream_seed(config.seed, "phase 2", "shared order")]
+    pairs = _of_phase(run.pairs, 2)
+    orders = _orders(
+        run, pairs, options, order_seeds, shared=is_shared, bootstrap=config.diversity.bootstrap, seeds=seeds
     )
-    for layer in model.folded.values():
-        layer.input_dropout = None
+    settings = _settings(run, options, config.diversity, trainables, model.num_members, dropout)
+    _train(run, "phase 2", model, trainables, orders, options, settings, pairs)
+    result = StageResult(_heads_of(model), _adapters_of(model))
+    run.around.keeper.finish("phase 2", result)
+    return result
 
 
-def _add_dropout(model: EnsembleModel, probability: float, seeds: list[int]) -> None:
-    if not probability:
-        return
+def _train(
+    run: _Run,
+    stage: str,
+    model: EnsembleModel,
+    trainables: Trainables,
+    orders: PairOrders,
+    options: Optimisation,
+    settings: StepSettings,
+    pairs: Sequence[EncodedPair],
+) -> None:
+    total = num_steps(weights_of(pairs), options.batch_pairs, options.epochs)
+    train_phase(model, trainables, orders, options, settings, total=total, stage=stage, around=run.around)
+
+
+def _orders(
+    run: _Run,
+    pairs: Sequence[EncodedPair],
+    options: Optimisation,
+    order_seeds: list[int],
+    *,
+    shared: bool,
+    bootstrap: bool,
+    seeds: list[int],
+) -> PairOrders:
+    if options.batch_pairs % run.around.workers.num:
+        raise ConfigError(f"batch_pairs: {options.batch_pairs} pairs cannot be shared by {run.around.workers.num}")
+    draws = [stream_seed(seed, "bootstrap") for seed in seeds] if bootstrap else None
+    margins = run.config.loss.margins
+    return PairOrders(
+        pairs, order_seeds, shared=shared, batch_pairs=options.batch_pairs, bootstrap_seeds=draws, margins=margins
+    )
+
+
+def _settings(
+    run: _Run,
+    options: Optimisation,
+    diversity: Diversity,
+    trainables: Trainables,
+    num_members: int,
+    dropout: MemberDropout | None,
+    *,
+    in_full: bool = False,
+) -> StepSettings:
+    factors = torch.tensor(spread_factors(num_members, diversity.lr_spread)) if diversity.lr_spread != 1 else None
+    first = [value.detach().clone() for value in anchored(trainables, num_members)] if diversity.anchor else []
+    return StepSettings(
+        clip=options.clip,
+        loss=run.config.loss,
+        micro_batch_pairs=options.micro_batch_pairs,
+        members_at_once=options.members_at_once if isinstance(options, PhaseTwo) else None,
+        anchor=diversity.anchor,
+        nuclear_norm=diversity.nuclear_norm,
+        first=first,
+        step_factors=factors,
+        dropout=dropout,
+        autocast=autocast_dtype(run.config) if in_full else None,
+    )
+
+
+def _add_dropout(model: EnsembleModel, rates: list[float], seeds: list[int]) -> MemberDropout | None:
+    if not any(rates) or not model.folded:
+        return None
     if model.attention != "packed":
         raise ConfigError("adapter dropout is only supported on backbones that can be packed")
-    dropout = MemberDropout(probability, seeds)
-    for layer in model.folded.values():
-        layer.input_dropout = dropout
+    dropout = MemberDropout(rates, seeds)
+    for name, layer in model.folded.items():
+        layer.input_dropout = dropout.of_layer(name)
+    return dropout
+
+
+def _heads_of(model: EnsembleModel) -> list[dict[str, Tensor]]:
+    return [model.heads.member_state(member) for member in range(model.num_members)]
+
+
+def _adapters_of(model: EnsembleModel) -> list[dict[str, LoraWeights]]:
+    return [model.adapter_of(index) for index in range(model.num_adapters)] if model.folded else []
+
+
+def _shared_adapter(run: _Run, first: StageResult | None) -> AdapterState | None:
+    """Phase 1's, or the one that a bundle brought."""
+    if first is not None and first.adapters:
+        return AdapterState(first.adapters[0])
+    return run.start.shared_adapter
+
+
+def _assemble(run: _Run, last: StageResult, first: StageResult | None) -> EnsembleModel:
+    """The trained ensemble as it will be served: in float32, without dropout, whatever it was trained in."""
+    backbone = load_backbone(run.start.folder)
+    shared = _shared_adapter(run, first)
+    if shared is not None:
+        merge_adapter(backbone.model, shared)
+    body = last.backbone or (first.backbone if first is not None else None)
+    if body is not None:
+        backbone.body.load_state_dict(body)
+    backbone.model.to(run.device)
+    # Of phase 1 the adapter is merged by now; of phase 2 they are the members' own.
+    adapters = last.adapters if run.config.phase2 is not None else []
+    model = EnsembleModel(backbone, adapters or None, last.heads, _pooling(run, backbone))
+    return model.eval().requires_grad_(False)

@@ -9,24 +9,29 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from quorum_client.types import ScoreItem
 from quorum_model.adapters import AdapterState, write_adapter
 from quorum_model.backbone import load_backbone
 from quorum_model.bundle.golden import GoldenItem, write_golden
-from quorum_model.bundle.manifest import BackboneRef, Manifest, MemberEntry, PromptFormat, TrainingData
+from quorum_model.bundle.manifest import BackboneRef, Manifest, MemberEntry, TrainingData
+from quorum_model.bundle.parts import HEADS_NAME, body_folder, save_body, save_heads
 from quorum_model.bundle.read import Bundle
 from quorum_model.bundle.write import write_bundle
+from quorum_model.model import EnsembleModel
 from quorum_model.prompts import PromptEncoder
+from quorum_model.singles import SinglesModel
 from quorum_model.sources import BUNDLE_SCHEME, load_tokenizer, reference_to
 from quorum_trainer.config import TrainConfig
 from quorum_trainer.ensemble import TrainedEnsemble
 from quorum_trainer.measure import Measured
+from quorum_trainer.prepare import Base
 
 # The self-test's inputs: ours, of several lengths, none from any data set.
 _GOLDEN_PAIRS = (
@@ -37,6 +42,16 @@ _GOLDEN_PAIRS = (
     ("My neighbour is loud at night. What can I do?", "Talk to them first, calmly and by day. If nothing changes, "
      "note the times and ask your landlord or the council to mediate."),
 )  # fmt: skip
+_SHARED_ADAPTER = "shared_adapter"
+_BODY = "backbone"
+
+
+@dataclass(frozen=True, slots=True)
+class _Backbone:
+    """reference: as the manifest has it. bodies: folders that go into the bundle, by their name there."""
+
+    reference: BackboneRef
+    bodies: dict[str, Path]
 
 
 def export_bundle(
@@ -45,10 +60,9 @@ def export_bundle(
     trained: TrainedEnsemble,
     measured: Measured,
     *,
-    folder: Path,
-    encoder: PromptEncoder,
-    prompt: tuple[PromptFormat, list[int], list[int]],
+    base: Base,
     training_data: list[TrainingData],
+    metrics: dict[str, Any],
 ) -> Bundle:
     """Write the bundle of a training run.
 
@@ -56,53 +70,71 @@ def export_bundle(
         target: must not exist.
         config: of the run.
         trained: its result.
-        measured: its held-out figures and calibration.
-        folder: the backbone's, as it was before training.
-        encoder: of the run's prompt format.
-        prompt: (format, bos_ids, eos_ids).
+        measured: its calibration on held-out pairs.
+        base: what it was trained upon.
         training_data: what it was trained on.
+        metrics: for the manifest.
     """
-    prompt_format, bos_ids, eos_ids = prompt
     with tempfile.TemporaryDirectory(dir=target.absolute().parent, prefix=".backbone-") as staging:
-        backbone = reference_to(config.backbone, folder, revision=config.revision)
-        if trained.backbone_weights is not None:
-            backbone = _stage_backbone(Path(staging) / "backbone", folder, trained.backbone_weights)
+        backbone = _stage_backbone(Path(staging), config, trained, base)
         manifest = Manifest(
             name=config.name,
             kind=config.kind,
-            backbone=backbone,
-            shared_adapter="shared_adapter" if trained.shared_adapter is not None else None,
-            pooling=trained.model.pooling,
+            backbone=backbone.reference,
+            shared_adapter=_SHARED_ADAPTER if trained.shared_adapter is not None else None,
+            pooling=_first_model(trained).pooling,
             max_length=config.max_length,
             truncation=config.truncation,
-            bos_ids=bos_ids,
-            eos_ids=eos_ids,
-            prompt_format=prompt_format,
+            bos_ids=base.bos_ids,
+            eos_ids=base.eos_ids,
+            prompt_format=base.prompt,
             members=_member_entries(config, measured),
             pair_temperature=measured.pair_temperature,
             reference_stats=measured.reference_stats,
             training_data=training_data,
-            metrics=measured.metrics,
+            metrics=metrics,
             licence=config.licence,
+            parent_version=base.bundle.version if base.bundle is not None else None,
         )
 
         def write_files(root: Path) -> None:
-            if trained.backbone_weights is not None:
-                shutil.move(Path(staging) / "backbone", root / "backbone")
-            _write_members(root, config, trained)
-            write_golden(root, _golden_items(trained, encoder))
+            for name, folder in backbone.bodies.items():
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(folder, root / name)
+            _write_shared_adapter(root, config, trained, base)
+            _write_members(root, config, trained, base)
+            write_golden(root, _golden_items(trained, base.encoder))
 
         return write_bundle(target, manifest, write_files)
 
 
-def _stage_backbone(target: Path, folder: Path, weights: dict[str, Tensor]) -> BackboneRef:
-    """A backbone that phase 1 trained in full becomes part of the bundle."""
+def _first_model(trained: TrainedEnsemble) -> EnsembleModel:
+    model = trained.model.models[0] if isinstance(trained.model, SinglesModel) else trained.model
+    assert isinstance(model, EnsembleModel)
+    return model
+
+
+def _stage_backbone(staging: Path, config: TrainConfig, trained: TrainedEnsemble, base: Base) -> _Backbone:
+    """Backbones that were trained in full, or that stand in the bundle that was started from, go into this one."""
+    if trained.bodies:
+        names = [body_folder(name) for name in _member_names(config)] if config.kind == "singles" else [_BODY]
+        folders = {}
+        for index, (name, weights) in enumerate(zip(names, trained.bodies, strict=True)):
+            folders[name] = _stage_body(staging / str(index), base.start.folder, weights, with_tokenizer=index == 0)
+        return _Backbone(reference_to(f"{BUNDLE_SCHEME}{names[0]}", folders[names[0]]), folders)
+    if base.reference.source.startswith(BUNDLE_SCHEME):
+        shutil.copytree(base.start.folder, staging / _BODY)
+        return _Backbone(reference_to(f"{BUNDLE_SCHEME}{_BODY}", staging / _BODY), {_BODY: staging / _BODY})
+    return _Backbone(base.reference, {})
+
+
+def _stage_body(target: Path, folder: Path, weights: dict[str, Tensor], *, with_tokenizer: bool) -> Path:
     backbone = load_backbone(folder)
     backbone.body.load_state_dict(weights)
-    # The body alone: the heads are the members', and a random one beside them would only mislead.
-    backbone.body.save_pretrained(target)
-    load_tokenizer(folder).save_pretrained(target)
-    return reference_to(f"{BUNDLE_SCHEME}backbone", target)
+    save_body(target, backbone)
+    if with_tokenizer:
+        load_tokenizer(folder).save_pretrained(target)
+    return target
 
 
 def _member_names(config: TrainConfig) -> list[str]:
@@ -114,33 +146,46 @@ def _member_entries(config: TrainConfig, measured: Measured) -> list[MemberEntry
     entries = []
     for name, seed, calibration in zip(_member_names(config), config.member_seeds(), measured.calibration, strict=True):
         adapter = f"members/{name}" if config.kind == "lora" else None
-        head = f"{adapter}/adapter_model.safetensors" if adapter else "heads.safetensors"
-        entries.append(MemberEntry(name=name, adapter=adapter, head=head, calibration=calibration, seed=seed))
+        body = body_folder(name) if config.kind == "singles" else None
+        head = f"{adapter}/adapter_model.safetensors" if adapter else HEADS_NAME
+        entries.append(
+            MemberEntry(name=name, adapter=adapter, backbone=body, head=head, calibration=calibration, seed=seed)
+        )
     return entries
 
 
-def _write_members(root: Path, config: TrainConfig, trained: TrainedEnsemble) -> None:
-    model = trained.model
-    if trained.shared_adapter is not None:
-        assert config.phase1 is not None
-        write_adapter(
-            root / "shared_adapter",
-            trained.shared_adapter,
-            base_source=config.backbone,
-            alpha=config.phase1.lora.alpha,
-            head_modules=[],
-        )
-    heads = {name: model.heads.member_state(index) for index, name in enumerate(_member_names(config))}
-    if config.kind == "linear":
-        tensors = {f"{name}.{key}": value for name, head in heads.items() for key, value in head.items()}
-        save_file(tensors, root / "heads.safetensors", metadata={"format": "pt"})
+def _write_shared_adapter(root: Path, config: TrainConfig, trained: TrainedEnsemble, base: Base) -> None:
+    if trained.shared_adapter is None:
         return
-    assert config.phase2 is not None
-    for index, (name, head) in enumerate(heads.items()):
+    if base.shared_adapter_folder is not None:
+        shutil.copytree(base.shared_adapter_folder, root / _SHARED_ADAPTER)
+        return
+    assert config.phase1 is not None
+    write_adapter(
+        root / _SHARED_ADAPTER,
+        trained.shared_adapter,
+        base_source=base.reference.source,
+        alpha=config.phase1.lora.alpha,
+        head_modules=[],
+    )
+
+
+def _write_members(root: Path, config: TrainConfig, trained: TrainedEnsemble, base: Base) -> None:
+    names = _member_names(config)
+    if isinstance(trained.model, SinglesModel):
+        heads = [model.heads.member_state(0) for model in trained.model.models if isinstance(model, EnsembleModel)]
+        save_heads(root / HEADS_NAME, dict(zip(names, heads, strict=True)))
+        return
+    model = trained.model
+    heads = [model.heads.member_state(index) for index in range(config.members)]
+    if config.phase2 is None:
+        save_heads(root / HEADS_NAME, dict(zip(names, heads, strict=True)))
+        return
+    for index, (name, head) in enumerate(zip(names, heads, strict=True)):
         write_adapter(
             root / "members" / name,
             AdapterState(model.adapter_of(index), head),
-            base_source=config.backbone,
+            base_source=base.reference.source,
             alpha=config.phase2.lora.alpha,
             head_modules=model.backbone.head.module_names,
         )

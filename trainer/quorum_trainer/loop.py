@@ -1,6 +1,6 @@
 """One phase of training: K members in one folded pass, each with its own loss, clip and random stream.
 
-    rows  --EnsembleModel-->  scores (K, 2P)  --losses-->  (K,)  --sum, backward-->  clip a member  --AdamW-->  step
+    Batch  --EnsembleModel-->  scores (K, 2P)  --losses-->  (K,)  --sum, backward-->  clip a member  --AdamW-->  step
 
 Equal to K separate trainings with the same seeds, orders and clips: the loss is a sum over members, AdamW is
 elementwise, and everything else is done a member at a time. Knows nothing of files or configs on disk.
@@ -9,60 +9,37 @@ elementwise, and everything else is done a member at a time. Knows nothing of fi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
 
 from quorum_client.errors import QuorumError
 from quorum_model.model import EnsembleModel
-from quorum_model.packing import plan_batches
-from quorum_trainer.batches import endless_order, num_steps, step_rows
+from quorum_trainer.batches import PairOrders
 from quorum_trainer.config import Optimisation
 from quorum_trainer.data import EncodedPair
-from quorum_trainer.losses import bradley_terry, centring
-from quorum_trainer.members import clip_members
-
-OnStep = Callable[[int, int, list[float]], None]
-"""Called after each step with (step, steps in all, each member's loss)."""
+from quorum_trainer.held_out import HeldOut, look
+from quorum_trainer.keeper import Keeper, KeepNothing, Snapshot
+from quorum_trainer.reports import Evaluation, Reporter, Silent, StepReport
+from quorum_trainer.step import StepSettings, Trainables, train_step
+from quorum_trainer.workers import OneWorker, Workers
 
 
 class TrainingDiverged(QuorumError):
-    """A loss is NaN or infinite: nothing of this run is worth saving."""
+    """A loss or gradient is NaN or infinite: nothing of this run is worth saving."""
 
     code = "training_diverged"
 
 
 @dataclass(frozen=True, slots=True)
-class Trainables:
-    """What a phase trains.
+class Surroundings:
+    """What a run has around its arithmetic. held_out: pairs to look at between steps; none where empty."""
 
-    members: the adapters of phase 2, stacked over members, (K, ...).
-    heads: the heads, stacked likewise; apart, because they may have a learning rate of their own.
-    shared: parameters that all members share, trained on the mean of their losses (phase 1).
-    """
-
-    members: list[nn.Parameter]
-    heads: list[nn.Parameter]
-    shared: list[nn.Parameter] = field(default_factory=list)
-
-    def require_grad(self) -> None:
-        """Let gradients reach exactly these parameters."""
-        for parameter in [*self.members, *self.heads, *self.shared]:
-            parameter.requires_grad_(True)
-
-
-def trainables_of(model: EnsembleModel, *, backbone: bool) -> Trainables:
-    """Heads and adapters of a model (adapters that are one for all members count as shared), and its backbone."""
-    model.requires_grad_(False)
-    adapters = [parameter for layer in model.folded.values() for parameter in (layer.a, layer.b)]
-    own = model.num_adapters == model.num_members
-    shared = list(model.backbone.body.parameters()) if backbone else [] if own else adapters
-    members = adapters if own else []
-    found = Trainables(members, list(model.heads.parameters()), shared)
-    found.require_grad()
-    return found
+    keeper: Keeper = field(default_factory=KeepNothing)
+    reporter: Reporter = field(default_factory=Silent)
+    workers: Workers = field(default_factory=OneWorker)
+    held_out: Sequence[EncodedPair] = ()
 
 
 def schedule_factor(step: int, total: int, options: Optimisation) -> float:
@@ -89,87 +66,131 @@ def make_optimizer(trainables: Trainables, options: Optimisation) -> torch.optim
 def train_phase(
     model: EnsembleModel,
     trainables: Trainables,
-    pairs: Sequence[EncodedPair],
+    orders: PairOrders,
     options: Optimisation,
+    settings: StepSettings,
     *,
-    order_seeds: list[int],
-    gamma: float,
-    on_step: OnStep | None = None,
+    total: int,
+    stage: str = "phase",
+    around: Surroundings | None = None,
 ) -> list[list[float]]:
     """Train one phase.
 
     Args:
         model: trained in place; its backbone stays in eval mode (no dropout but the adapters' own).
         trainables: what gradients reach.
-        pairs: the training pairs.
+        orders: the batches.
         options: of this phase.
-        order_seeds: one for an order that all members share, or one a member.
-        gamma: weight of the centring term.
-        on_step: progress.
+        settings: of one step.
+        total: steps.
+        stage: its name in checkpoints and reports.
+        around: checkpoints, reports, other workers, held-out pairs.
 
     Returns:
-        Each step's loss a member, (steps, K); without the centring term.
+        Each step's loss a member, (steps done here, K); without centring and other terms.
 
     Raises:
-        TrainingDiverged: a loss is NaN or infinite.
+        TrainingDiverged: a loss or gradient is NaN or infinite.
+        TrainingInterrupted: asked to stop; a checkpoint was written.
     """
-    orders = [endless_order(len(pairs), seed) for seed in order_seeds]
-    total = num_steps(len(pairs), options.batch_pairs, options.epochs)
-    optimizer = make_optimizer(trainables, options)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule_factor(step, total, options))
+    around = around or Surroundings()
+    progress = _Progress(trainables, make_optimizer(trainables, options))
+    snapshot = around.keeper.resume(stage)
+    if snapshot is not None:
+        progress.restore(snapshot)
+        orders.skip(progress.step)
+    around.reporter.begin(stage, total, progress.step)
+    peaks = [float(group["lr"]) for group in progress.optimizer.param_groups]
+    every = _steps_between_looks(options, total)
     history = []
-    for step in range(total):
-        rows = step_rows(orders, pairs, options.batch_pairs)
-        losses = train_step(model, trainables, rows, optimizer, options.clip, gamma)
-        scheduler.step()
-        history.append(losses)
-        if not all(math.isfinite(loss) for loss in losses):
-            raise TrainingDiverged(f"step {step}: a member's loss is {losses}; lower the learning rate")
-        if on_step is not None:
-            on_step(step + 1, total, losses)
+    while progress.step < total and not progress.stopped:
+        factor = schedule_factor(progress.step, total, options)
+        for group, peak in zip(progress.optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * factor
+        batch = orders.next(around.workers.index, around.workers.num)
+        result = train_step(model, trainables, batch, progress.optimizer, settings, around.workers, progress.step)
+        progress.step += 1
+        if not all(math.isfinite(value) for value in [*result.losses, *result.gradient_norms]):
+            raise TrainingDiverged(
+                f"{stage}, step {progress.step}: a member's loss or gradient is not finite (losses {result.losses}); "
+                "lower the learning rate"
+            )
+        history.append(result.losses)
+        around.reporter.step(
+            StepReport(stage, progress.step, total, result.losses, result.gradient_norms, options.lr * factor)
+        )
+        if every is not None and around.held_out and (progress.step % every == 0 or progress.step == total):
+            seen = look(model, around.held_out)
+            progress.judge(seen, options.patience)
+            around.reporter.evaluated(Evaluation(stage, progress.step, seen.loss, seen.accuracy))
+        around.keeper.offer(stage, progress.snapshot)
+    progress.go_back_to_best()
     return history
 
 
-def train_step(
-    model: EnsembleModel,
-    trainables: Trainables,
-    rows: list[list[list[int]]],
-    optimizer: torch.optim.Optimizer,
-    clip: float,
-    gamma: float,
-) -> list[float]:
-    """One optimiser step; returns each member's Bradley-Terry loss before it."""
-    optimizer.zero_grad(set_to_none=True)
-    scores = model(rows)
-    half = scores.shape[1] // 2
-    chosen, rejected = scores[:, :half], scores[:, half:]
-    preference = bradley_terry(chosen, rejected)
-    loss = preference + gamma * centring(chosen, rejected)
-    torch.autograd.backward(loss.sum())
-    if trainables.shared:
-        _mean_over_members(trainables.shared, model.num_members)
-        torch.nn.utils.clip_grad_norm_(trainables.shared, clip)
-    clip_members([*trainables.members, *trainables.heads], clip)
-    optimizer.step()
-    return [float(value) for value in preference.detach()]
+def _steps_between_looks(options: Optimisation, total: int) -> int | None:
+    if options.evaluate_every is None:
+        return None
+    return max(1, round(total * options.evaluate_every / options.epochs))
 
 
-def _mean_over_members(parameters: Iterable[nn.Parameter], num_members: int) -> None:
-    """What all members share is trained on the mean of their losses, what is a member's own on its own loss."""
-    for parameter in parameters:
-        if parameter.grad is not None:
-            parameter.grad.div_(num_members)
+class _Progress:
+    """Where a phase stands: parameters, optimiser, step, and the best that was seen."""
 
+    def __init__(self, trainables: Trainables, optimizer: torch.optim.AdamW) -> None:
+        self._parameters = trainables.all()
+        self.optimizer = optimizer
+        self.step = 0
+        self.stopped = False
+        self._best: list[torch.Tensor] = []
+        self._best_loss = math.inf
+        self._looks_since_best = 0
 
-def score_pairs(model: EnsembleModel, pairs: Sequence[EncodedPair], token_budget: int) -> tuple[Tensor, Tensor]:
-    """Raw scores of both sides of every pair, without gradients.
+    def judge(self, seen: HeldOut, patience: int | None) -> None:
+        """Remember the best state, and stop after `patience` looks without a better one."""
+        if patience is None:
+            return
+        if seen.loss < self._best_loss:
+            self._best_loss, self._looks_since_best = seen.loss, 0
+            self._best = [parameter.detach().clone() for parameter in self._parameters]
+        else:
+            self._looks_since_best += 1
+            self.stopped = self._looks_since_best >= patience
 
-    Returns:
-        chosen (K, P), rejected (K, P).
-    """
-    sequences = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
-    scores = torch.empty(model.num_members, len(sequences), dtype=torch.float64)
-    for batch in plan_batches([len(sequence) for sequence in sequences], token_budget):
-        with torch.inference_mode():
-            scores[:, batch] = model([[sequences[index] for index in batch]]).double().cpu()
-    return scores[:, : len(pairs)], scores[:, len(pairs) :]
+    def go_back_to_best(self) -> None:
+        """The best state that was looked at, where any was."""
+        for parameter, best in zip(self._parameters, self._best, strict=False):
+            parameter.data.copy_(best)
+
+    def snapshot(self) -> Snapshot:
+        """Everything that a resumed phase needs to go on as if nothing had happened."""
+        tensors = {}
+        for index, parameter in enumerate(self._parameters):
+            tensors[f"parameter.{index}"] = parameter.detach()
+            for key, value in self.optimizer.state[parameter].items():
+                tensors[f"{key}.{index}"] = value
+        tensors |= {f"best.{index}": best for index, best in enumerate(self._best)}
+        numbers = {
+            "step": self.step,
+            "stopped": int(self.stopped),
+            "best_loss": self._best_loss,
+            "looks_since_best": self._looks_since_best,
+        }
+        return Snapshot(tensors, numbers)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Take up a snapshot of the same phase."""
+        tensors, numbers = snapshot.tensors, snapshot.numbers
+        for index, parameter in enumerate(self._parameters):
+            parameter.data.copy_(tensors[f"parameter.{index}"])
+            keys = ("step", "exp_avg", "exp_avg_sq")
+            state = {key: tensors[f"{key}.{index}"] for key in keys if f"{key}.{index}" in tensors}
+            if state:
+                moments = {key: value.to(parameter.device) for key, value in state.items() if key != "step"}
+                self.optimizer.state[parameter] = {"step": state["step"], **moments}
+        if "best.0" in tensors:
+            self._best = [
+                tensors[f"best.{index}"].to(parameter.device) for index, parameter in enumerate(self._parameters)
+            ]
+        self.step, self.stopped = int(numbers["step"]), bool(numbers["stopped"])
+        self._best_loss, self._looks_since_best = float(numbers["best_loss"]), int(numbers["looks_since_best"])

@@ -1,89 +1,19 @@
-"""How members begin and what is trained: adapters and heads drawn from each member's own random stream.
+"""What keeps K members that are trained together apart: each its own clip, learning rate and dropout.
 
-    seeds  --draw_adapter, draw_head-->  initial states  --EnsembleModel-->  member parameters (K, ...)
+    gradients (K, ...)  --clip_members-->  gradients  --AdamW-->  steps (K, ...)  --scale_steps-->  steps
 
 Knows nothing of data or losses.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from quorum_model.adapters import LoraWeights
-from quorum_model.backbone import Backbone
-from quorum_model.folded import features_of, is_linear
-from quorum_trainer.config import ConfigError, Layers, LoraOptions
-
-_FRACTIONS = {"all": 1.0, "top-half": 1 / 2, "top-third": 1 / 3, "top-sixth": 1 / 6}
-
-
-def adapted_modules(backbone: Backbone, layers: Layers) -> list[str]:
-    """Names of the linear layers that get an adapter.
-
-    Args:
-        backbone: whose body is searched.
-        layers: all, a top fraction (rounded up), or a list of layer indices from the bottom.
-
-    Raises:
-        ConfigError: a layer index that the backbone does not have, or no layer that could be adapted.
-    """
-    count = int(backbone.body.config.get_text_config().num_hidden_layers)
-    if isinstance(layers, str):
-        chosen = set(range(count - math.ceil(count * _FRACTIONS[layers]), count))
-    else:
-        chosen = set(layers)
-        if not chosen <= set(range(count)):
-            raise ConfigError(f"layers: this backbone has layers 0 to {count - 1}")
-    names = []
-    for name, module in backbone.body.named_modules():
-        index = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
-        if is_linear(module) and index is not None and int(index.group(1)) in chosen:
-            names.append(f"{backbone.body_prefix}.{name}")
-    if not names:
-        raise ConfigError("layers: this backbone has no linear layers of its own there (does it share its layers?)")
-    return names
-
-
-def draw_adapter(backbone: Backbone, options: LoraOptions, generator: torch.Generator) -> dict[str, LoraWeights]:
-    """A fresh adapter as PEFT draws it: A uniform by Kaiming (a = sqrt 5), B zero (arXiv 2106.09685, section 4.1)."""
-    modules = dict(backbone.model.named_modules())
-    adapter = {}
-    for name in adapted_modules(backbone, options.layers):
-        d_in, d_out = features_of(modules[name])
-        a = torch.empty(options.rank, d_in)
-        nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator)
-        adapter[name] = LoraWeights(a, torch.zeros(d_out, options.rank), options.alpha / options.rank)
-    return adapter
-
-
-def draw_head(backbone: Backbone, generator: torch.Generator, *, redraw_projection: bool) -> dict[str, Tensor]:
-    """A fresh head: what the checkpoint holds of it is kept, the rest is drawn N(0, initializer_range), biases zero.
-
-    Args:
-        backbone: whose head it is.
-        generator: the member's stream.
-        redraw_projection: draw the last layer in any case. Heads that begin equal and see the same data on the same
-            backbone would stay equal; members with adapters of their own differ anyway, and gain by a trained head.
-    """
-    std = float(getattr(backbone.model.config, "initializer_range", 0.02))
-    projection = [name for name, _ in backbone.head.named_parameters()][-1].rpartition(".")[0]
-    state = {}
-    for name, parameter in backbone.head.named_parameters():
-        public = backbone.head.public_name(name)
-        tensor = parameter.detach().clone()
-        if public in backbone.new_parameters or (redraw_projection and name.rpartition(".")[0] == projection):
-            if tensor.dim() > 1:
-                tensor.normal_(0.0, std, generator=generator)
-            elif name.endswith("bias"):
-                tensor.zero_()  # and a norm's weight stays 1
-        state[public] = tensor
-    return state
+from quorum_model.folded import InputDropout
+from quorum_trainer.draws import stream_seed
 
 
 def clip_members(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
@@ -106,34 +36,71 @@ def clip_members(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
     return norms
 
 
+def spread_factors(num_members: int, spread: float) -> list[float]:
+    """Factors from 1 / spread to spread, evenly in their logarithm; 1 for a single member."""
+    if num_members == 1:
+        return [1.0]
+    return [float(spread ** (2 * member / (num_members - 1) - 1)) for member in range(num_members)]
+
+
+def spread_offsets(num_members: int, spread: float) -> list[float]:
+    """Offsets from -spread to spread, evenly; 0 for a single member."""
+    if num_members == 1:
+        return [0.0]
+    return [spread * (2 * member / (num_members - 1) - 1) for member in range(num_members)]
+
+
+def scale_steps(parameters: Iterable[nn.Parameter], before: Iterable[Tensor], factors: Tensor) -> None:
+    """Let every member have taken `factor` times the step it took.
+
+    AdamW's step, weight decay included, is proportional to the learning rate and nothing else in it depends on the
+    rate: this is a learning rate a member under one optimiser.
+
+    Args:
+        parameters: stacked over members, (K, ...) each, after the step.
+        before: the same before it.
+        factors: (K,).
+    """
+    for parameter, old in zip(parameters, before, strict=True):
+        factor = factors.to(parameter).view(-1, *[1] * (parameter.dim() - 1))
+        parameter.data = old + factor * (parameter.data - old)
+
+
 class MemberDropout:
     """Dropout on adapters' inputs, each member from its own stream, so that K together equal each alone.
 
-    Every call of a member has a generator of its own, and draws token by token: a mask does not depend on how long the
-    row is, which it is by the longest member's tokens.
+    A mask is a function of member, layer, step and part of the step alone, drawn token by token: it does not depend on
+    the members beside it or on how long the row is, is the same when activations are recomputed, and a resumed run
+    draws it again.
 
     Args:
-        probability: of a zero.
+        probabilities: of a zero, one a member.
         seeds: one a member.
     """
 
-    def __init__(self, probability: float, seeds: list[int]) -> None:
-        self._probability = probability
-        self._seeds = seeds
-        self._num_calls = 0
+    def __init__(self, probabilities: Sequence[float], seeds: Sequence[int]) -> None:
+        self._probabilities = list(probabilities)
+        self._seeds = list(seeds)
+        self._place = (0, 0)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """(K, T, d) -> (K, T, d)."""
-        keep = 1.0 - self._probability
-        masks = []
-        for seed in self._seeds:
-            generator = torch.Generator().manual_seed(stream_seed(seed, "dropout", self._num_calls))
-            masks.append(torch.rand(x.shape[1:], generator=generator) < keep)
-        self._num_calls += 1
-        return x * (torch.stack(masks).to(x) / keep)
+    def at(self, step: int, part: int = 0) -> None:
+        """Say which step, and which part of its pairs, the next forward pass belongs to."""
+        self._place = (step, part)
 
+    def of_layer(self, name: str) -> InputDropout:
+        """The dropout of one layer."""
 
-def stream_seed(*names: str | int) -> int:
-    """The seed of a random stream, by its names: no two streams of a run, and none of two runs, share their numbers."""
-    digest = hashlib.sha256("/".join(map(str, names)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1  # torch takes 63 bits
+        def drop(x: Tensor, members: slice) -> Tensor:
+            masks = [
+                self._mask(name, seed, probability, x)
+                for seed, probability in zip(self._seeds[members], self._probabilities[members], strict=True)
+            ]
+            return x * torch.stack(masks)
+
+        return drop
+
+    def _mask(self, layer: str, seed: int, probability: float, x: Tensor) -> Tensor:
+        """(T, d): zero, or what keeps the mean."""
+        generator = torch.Generator().manual_seed(stream_seed(seed, "dropout", layer, *self._place))
+        kept = torch.rand(x.shape[1:], generator=generator) >= probability
+        return kept.to(x) / (1.0 - probability)

@@ -5,7 +5,16 @@ base.py  ←  data.py (where pairs come from), phases.py (how they are trained o
 
 from quorum_trainer.config.base import ConfigError, ConfigModel
 from quorum_trainer.config.data import DataSource
-from quorum_trainer.config.phases import Layers, LoraOptions, Optimisation, PhaseOne, PhaseTwo, Schedule
+from quorum_trainer.config.phases import (
+    Diversity,
+    Layers,
+    LoraOptions,
+    LossOptions,
+    Optimisation,
+    PhaseOne,
+    PhaseTwo,
+    Schedule,
+)
 from quorum_trainer.config.read import read_config
 from quorum_trainer.config.train import TrainConfig
 
@@ -13,8 +22,10 @@ __all__ = [
     "ConfigError",
     "ConfigModel",
     "DataSource",
+    "Diversity",
     "Layers",
     "LoraOptions",
+    "LossOptions",
     "Optimisation",
     "PhaseOne",
     "PhaseTwo",
