@@ -23,7 +23,7 @@ import torch
 from quorum_model.calibration import fit_member_calibration, normalize
 from quorum_model.prompts import PromptEncoder
 from quorum_trainer.config import TrainConfig, read_config
-from quorum_trainer.data import EncodedPair, assign_folds, encode_pairs, read_pairs, split_held_out, take
+from quorum_trainer.data import EncodedPair, assign_folds, encode_pairs, read_pairs, read_source, split_held_out, take
 from quorum_trainer.ensemble import train_ensemble
 from quorum_trainer.held_out import score_pairs
 from quorum_trainer.loop import Surroundings
