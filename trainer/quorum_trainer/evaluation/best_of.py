@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaln
 
-from quorum_trainer.evaluation.scorings import Scoring
+from quorum_trainer.evaluation.scorings import MEAN, Scoring
 
 NUM_SUBSETS = 200
 """Random subsets of a pool, where the reward of a candidate depends on the others and no exact estimator exists."""
@@ -69,8 +69,9 @@ def random_orders(size: int, seed: int) -> NDArray[np.int64]:
 def best_of_n_of(scoring: Scoring, members: FloatArray, gold: FloatArray, n: int, orders: NDArray[np.int64]) -> float:
     """Expected gold of the pick among n candidates under a scoring.
 
-    Exact where a candidate's reward is its own or n is the whole pool; the mean over random subsets where rewards are
-    relative to the other n - 1. The mean's ranking does not depend on the group, so it is exact always.
+    Exact where a candidate's reward is its own or n is the whole pool. Where rewards are relative to the other n - 1,
+    the mean over random subsets, as a difference from the mean's pick in the same subsets: the mean's ranking does not
+    depend on the group, so its expectation is known exactly, and what the subsets owe to chance cancels.
 
     Args:
         scoring: mode, beta, centring.
@@ -79,10 +80,12 @@ def best_of_n_of(scoring: Scoring, members: FloatArray, gold: FloatArray, n: int
         n: 1 to N.
         orders: see `random_orders`, shape (S, N).
     """
-    if scoring.center == "none" or scoring.mode == "mean" or n == len(gold):
+    if scoring.center == "none" or n == len(gold):
         return best_of_n(scoring.rewards(members), gold, n)
+    by_mean = MEAN.rewards(members)
     subsets = orders[:, :n]
-    return float(gold_of_picks(scoring.rewards(members[:, subsets]), gold[subsets]).mean())
+    picks = gold_of_picks(scoring.rewards(members[:, subsets]), gold[subsets])
+    return best_of_n(by_mean, gold, n) + float(np.mean(picks - gold_of_picks(by_mean[subsets], gold[subsets])))
 
 
 def sizes_below(largest: int) -> list[int]:

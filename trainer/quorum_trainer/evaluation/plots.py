@@ -68,24 +68,33 @@ def _figure(title: str, size: tuple[float, float]) -> tuple[Figure, Axes]:
 
 
 def _reliability(figures: Figures, title: str) -> Figure:
-    """Predicted against observed share, over how many pairs each bin holds."""
-    figure = Figure(figsize=(5.2, 6.2), layout="constrained")
+    """Predicted against observed share, with the binomial standard error, over how many pairs each bin holds."""
+    figure = Figure(figsize=(5.4, 6.6), layout="constrained")
+    figure.suptitle(title, fontsize=9)
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    axes.set_title(title, fontsize=9)
     axes.plot([0, 1], [0, 1], color=_GREY, linestyle="--", linewidth=1, label="calibrated")
     for kind, colour, marker, shift in (("bundle", _BLUE, "o", -0.5), ("cross_fitted", _ORANGE, "s", 0.5)):
         one = figures[kind]
         if one is None:
             continue
         what = f"bundle's τ = {one['tau']:.3g}" if kind == "bundle" else "τ fitted on other prompts"
-        bins = one["bins"]
-        axes.plot(
-            bins["predicted"], bins["observed"], color=colour, marker=marker, label=f"{what}, ECE {one['ece']:.3f}"
+        predicted, observed, counts = (np.array(one["bins"][key]) for key in ("predicted", "observed", "counts"))
+        # Of predicted, not of observed: that would be 0 where a bin of two pairs has seen one outcome only.
+        error = np.sqrt(predicted * (1 - predicted) / counts)
+        axes.errorbar(
+            predicted,
+            observed,
+            yerr=error,
+            color=colour,
+            marker=marker,
+            linestyle="none",
+            capsize=2,
+            label=f"{what}, ECE {one['ece']:.3f}",
         )
-        below.bar(np.array(bins["predicted"]) + shift * 0.016, bins["counts"], width=0.016, color=colour)
-    axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="observed share of wins")
-    axes.legend(fontsize=8, frameon=False, loc="upper left")
+        below.bar(predicted + shift * 0.016, counts, width=0.016, color=colour)
+    axes.set(xlim=(0, 1), ylim=(-0.03, 1.03), ylabel="observed share of wins (± 1 standard error)")
     below.set(xlabel="predicted probability of winning (each pair and its flip)", ylabel="count in bin")
+    figure.legend(*axes.get_legend_handles_labels(), fontsize=8, frameon=False, loc="outside lower center")
     for one in (axes, below):
         one.spines[["top", "right"]].set_visible(False)
     return figure
@@ -122,7 +131,7 @@ def _std_and_error(figures: Figures, title: str) -> Figure:
     )
     overall = 1 - figures["accuracy"]["scorings"]["mean"]["value"]
     axes.axhline(overall, color=_GREY, linestyle="--", linewidth=1, label=f"all pairs, {overall:.3f}")
-    axes.set_xticks(places, [f"{index}\n{one['uncertainty_mean']:.2f}" for index, one in enumerate(deciles, start=1)])
+    axes.set_xticks(places, [f"{index}\n{one['uncertainty_mean']:.3f}" for index, one in enumerate(deciles, start=1)])
     axes.set(
         xlabel="decile of the margin's std over members, below it the mean std (calibrated units)",
         ylabel="share of pairs that the mean orders wrongly",
@@ -146,7 +155,7 @@ def _agreement(figures: Figures, title: str) -> Figure:
                 column, row, f"{value:.2f}", ha="center", va="center", color="white" if value > 0.8 else "black", size=8
             )
     correlation = figures["mean_correlation"]
-    suffix = "" if correlation is None else f" (mean correlation of margins {correlation:.2f})"
+    suffix = "" if correlation is None else f" (mean correlation of margins {correlation:.3f})"
     axes.set(xlabel=f"member{suffix}", ylabel="member")
     figure.colorbar(image, ax=axes, label="share of pairs ordered alike", shrink=0.85)
     return figure

@@ -170,6 +170,21 @@ def read_pool_rows(path: Path, label: str) -> list[Row]:
     return _read(path, lambda raw: _PoolLine if "candidates" in raw else _ChoiceLine, to_row)
 
 
+def read_gold_rows(path: Path, label: str) -> list[Row]:
+    """Rows to choose a mode by: pools as `read_pool_rows` reads them, or pairs as pools of two with gold 1 and 0.
+
+    Raises:
+        DataError: the file, or a line of it, cannot be used.
+    """
+    _, first = next(_raw_lines(path), (0, {}))
+    sides = [first.get("chosen"), first.get("rejected")]
+    # Lists of messages are conversational pairs; lists of texts are several responses.
+    has_several = any(isinstance(side, list) and all(isinstance(text, str) for text in side) for side in sides)
+    if "candidates" in first or has_several:
+        return read_pool_rows(path, label)
+    return read_pair_rows(path, label)[0]
+
+
 def _read(
     path: Path,
     kind: Callable[[dict[str, Any]], type[_AnyLine]],

@@ -85,17 +85,17 @@ def choose_scorings(
     return list(dict.fromkeys(chosen))
 
 
-def beta_grid(num_members: int) -> list[Scoring]:
+def beta_grid() -> list[Scoring]:
     """What calibration chooses from: every mode, betas at powers of two from an eighth to eight times the default.
 
-    Centred by group, as POST /rank does; simplest first. One member leaves the mean alone.
+    Centred by group, as POST /rank does; the mean first. For two members or more.
     """
     grid = [Scoring(mode, None, "group") for mode in MODES if mode not in DEFAULT_BETA]
     grid += [
         Scoring(mode, default * 2.0**power, "group") for mode, default in DEFAULT_BETA.items() for power in range(-3, 4)
     ]
     grid.sort(key=lambda scoring: scoring.mode != "mean")
-    return grid if num_members > 1 else grid[:1]
+    return grid
 
 
 def _is_distinct(mode: Mode, num_members: int) -> bool:

@@ -194,7 +194,8 @@ def _pool_table(group: str, figures: Figures) -> MetricTable:
         for kind in ("scorings", "members", "baselines")
         for name, by_size in figures[kind].items()
     ]
-    pool = f"{figures['smallest_pool']} to {figures['largest_pool']} candidates"
+    sizes_of = dict.fromkeys((str(figures["smallest_pool"]), str(figures["largest_pool"])))
+    pool = f"{' to '.join(sizes_of)} candidates"
     title = f"gold of the best of n, {group}: {figures['num_pools']} pools of {pool}"
     return MetricTable(title, ["", *(f"n={size}" for size in sizes)], rows)
 
