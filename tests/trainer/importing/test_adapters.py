@@ -38,6 +38,8 @@ DIFFERENT: dict[str, list[dict[str, Any]]] = {
         {"target_modules": ["gate_proj", "down_proj"], "r": 6, "rank_pattern": {"down_proj": 3},
          "layers_to_transform": [1, 2]},
     ],
+    # No pad token in the base's config: one sequence is then scored at its last token, EOS or not.
+    "llama-no-pad": [{"target_modules": ["q_proj"]}],
     # "dense" is also the pooler: a LoRA update of the head.
     "bert": [
         {"target_modules": ["query", "dense"]},
@@ -72,9 +74,10 @@ def test_adapters_score_as_peft(name: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(np.array(served_scores(bundle.path)).T, expected, **TOLERANCE)
 
 
-def test_members_load_in_peft_as_they_lie_in_the_bundle(tmp_path: Path) -> None:
-    base = save_base("bert", tmp_path / "base")
-    folder = save_adapter(base, tmp_path / "adapter", **DIFFERENT["bert"][0])
+@pytest.mark.parametrize(("name", "index"), [("bert", 0), ("bert", 2), ("llama", 1), ("llama", 2)])
+def test_members_load_in_peft_as_they_lie_in_the_bundle(name: str, index: int, tmp_path: Path) -> None:
+    base = save_base(name, tmp_path / "base")
+    folder = save_adapter(base, tmp_path / "adapter", **DIFFERENT[name][index])
     bundle = import_models([str(folder)], tmp_path / "bundle", OPTIONS).bundle
     sequences = [own_ids(base, *pair) for pair in PAIRS]
     again = transformers_scores(base, sequences, bundle.path / "members" / "m00")
@@ -115,7 +118,9 @@ def test_the_base_is_the_adapters_own_or_the_one_given(tmp_path: Path) -> None:
     sources = [str(folder) for folder in folders]
     before = import_models(sources, tmp_path / "before", OPTIONS).bundle
     change_config(folders[1], base_model_name_or_path=str(tmp_path / "moved"))
-    with pytest.raises(InvalidOption, match=r"adapter1 is on .*moved.*--base"):
+    with pytest.raises(
+        InvalidOption, match=r"adapter1 on .*moved: the members of one ensemble share their base .*--base"
+    ):
         import_models(sources, tmp_path / "bundle", OPTIONS)
     change_config(folders[0], base_model_name_or_path=str(tmp_path / "moved"))
     with pytest.raises(BackboneNotFound, match=r"moved.*--base"):

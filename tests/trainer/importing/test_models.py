@@ -128,7 +128,7 @@ def test_max_length_is_what_the_model_takes(tmp_path: Path) -> None:
 
 
 def test_pairs_calibrate_as_training_does(tmp_path: Path) -> None:
-    folders = [save_model("bert", tmp_path / f"model{seed}", seed=seed) for seed in (0, 1)]
+    folders = [save_model("llama", tmp_path / f"model{seed}", seed=seed) for seed in (0, 1)]
     path = write_pairs(tmp_path / "pairs.jsonl", num_pairs=20)
     imported = import_models([str(f) for f in folders], tmp_path / "bundle", replace(OPTIONS, pairs=path))
     lines = [json.loads(line) for line in path.read_text().splitlines()]

@@ -61,7 +61,7 @@ def train(base: Path, out: Path, *, conversational: bool, peft: bool, tokenizer:
 
 @pytest.mark.parametrize("peft", [False, True], ids=["full", "peft"])
 @pytest.mark.parametrize("conversational", [True, False], ids=["conversational", "standard"])
-@pytest.mark.parametrize("name", ["llama", "llama-own-pad", "llama-no-pad"])
+@pytest.mark.parametrize("name", ["llama-own-pad", "llama-no-pad"])
 def test_imports_what_trl_trained(name: str, conversational: bool, peft: bool, tmp_path: Path) -> None:
     base = save_model(name, tmp_path / "base", chat=conversational)
     tokenizer = llama_like(chat=conversational)
@@ -89,3 +89,22 @@ def test_imports_what_trl_trained(name: str, conversational: bool, peft: bool, t
     actual = np.array(served_scores(bundle.path))[:, 0]
     np.testing.assert_allclose(actual, alone, rtol=1e-5, atol=2e-5)  # fp32, other attention kernels
     np.testing.assert_allclose(actual, padded, rtol=1e-5, atol=5e-5)
+
+
+def test_trl_is_known_by_its_card_too_and_no_pickle_is_opened(tmp_path: Path) -> None:
+    folder = save_model("llama", tmp_path / "model")
+    assert not find_source(str(folder)).is_by_trl
+    (folder / "README.md").write_text("---\ntags:\n- generated_from_trainer\n- reward-trainer\n- trl\n---\n")
+    assert find_source(str(folder)).is_by_trl
+    (folder / "README.md").unlink()
+    (folder / "training_args.bin").write_bytes(b"no archive")
+    assert not find_source(str(folder)).is_by_trl
+    torch.save({"ran": Bomb()}, folder / "training_args.bin")
+    assert not find_source(str(folder)).is_by_trl
+
+
+class Bomb:
+    """Whoever unpickles it fails."""
+
+    def __reduce__(self) -> Any:
+        return (pytest.fail, ("unpickled",))

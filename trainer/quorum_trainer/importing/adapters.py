@@ -80,10 +80,11 @@ def plan_adapters(
         pad_id = tokenizer.pad_token_id if source.is_by_trl and tokenizer is not served else base_pad
         conventions.append(convention_of(source, tokenizer, template, ignored_id(pad_id, chosen, backbone)))
     names = member_names(len(sources))
+    head_modules = backbone.head.module_names  # and no more of it: the base is not kept while others are loaded
 
     def write_parts(root: Path) -> None:
         for name, source, state in zip(names, sources, states, strict=True):
-            write_member(root / "members" / name, source, state, found.source, backbone.head.module_names)
+            write_member(root / "members" / name, source, state, found.source, head_modules)
 
     members = [
         MemberPlan(

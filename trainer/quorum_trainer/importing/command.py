@@ -65,7 +65,7 @@ def import_bundle(  # noqa: PLR0913 - the options of a command are its interface
         pairs=pairs,
         licence=licence,
     )
-    with console.status("importing: every model is loaded twice, by its own library and by Quorum"):
+    with console.status("importing: every model is loaded and scores, by its own library and by Quorum"):
         imported = import_models(sources, out, options)
     _print_summary(imported)
     if print_json:
@@ -105,4 +105,4 @@ def _print_summary(imported: Imported) -> None:
         lines.append(f"{table.title}: " + ", ".join(table.header[1:]))
         lines += [f"  {row[0]}: " + ", ".join(row[1:]) for row in table.rows]
     for line in [*lines, f"written to {imported.bundle.path}"]:
-        console.print(line, markup=False, highlight=False)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -197,8 +197,8 @@ def _chat_format(convention: Convention, tokenizer: Any, known: list[list[int]])
     eos_ids = _common_run([ids[::-1] for ids in known], {tokenizer.eos_token_id, tokenizer.sep_token_id, *ending})
     origin = "tokenizer" if convention.is_own else "plain"
     if eos_ids and eos_ids[0] == convention.ignored_id:
-        text = str(tokenizer.convert_ids_to_tokens(eos_ids[0])) * len(eos_ids)
-        return _make(_without_ending(convention.template, text), origin, bos_ids, [])
+        token = str(tokenizer.convert_ids_to_tokens(eos_ids[0]))
+        return _make(_without_ending(convention.template, token, len(eos_ids)), origin, bos_ids, [])
     return _make(convention.template, origin, bos_ids, eos_ids)
 
 
@@ -223,9 +223,18 @@ def _common_run(sequences: list[list[int]], special: set[int | None]) -> list[in
     return runs[0] if all(run == runs[0] for run in runs) else []
 
 
-def _without_ending(template: str, ending: str) -> str:
-    """A template whose text lacks `ending`, which the original always writes last."""
+def _without_ending(template: str, token: str, times: int) -> str:
+    """A template whose text lacks the token that the original always writes last, so many times.
+
+    Blanks behind it are no tokens: the sequence of ids ends in it. Those before it stay.
+    """
     # At the end of a template Jinja drops a newline, and only there.
     body = template.removesuffix("\n")
-    literal = json.dumps(ending, ensure_ascii=False)
-    return "{% set whole_text %}" + body + "{% endset %}{{ whole_text.removesuffix(" + literal + ") }}"
+    literal = json.dumps(token, ensure_ascii=False)
+    return (
+        "{% set whole_text %}"
+        + body
+        + "{% endset %}{{ whole_text"
+        + f".rstrip().removesuffix({literal})" * times
+        + " }}"
+    )
