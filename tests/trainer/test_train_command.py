@@ -17,9 +17,11 @@ from typer.testing import CliRunner
 
 from quorum_client.cli import app
 from quorum_client.types import ScoreItem, ScoreRequest
+from quorum_model.bundle.read import Bundle
 from quorum_model.local import LocalScorer
 from quorum_trainer.command import run
 from quorum_trainer.config import TrainConfig
+from quorum_trainer.measure import Measured
 from tests.trainer.conftest import save_backbone, write_pairs
 
 ONE_PHASE = {"epochs": 2, "batch_pairs": 8, "lr": 5e-3}
@@ -32,11 +34,26 @@ RECIPES: dict[str, dict[str, Any]] = {
     "linear-full": {"kind": "linear", "phase1": {**ONE_PHASE, "method": "full"}, "phase2": None},
     "linear-shared-adapter": {"kind": "linear", "phase1": {**ONE_PHASE, "method": "shared_adapter"}, "phase2": None},
     "linear-heads": {"kind": "linear", "phase1": {**ONE_PHASE, "method": "heads"}, "phase2": None},
+    "singles": {"kind": "singles", "phase1": {**ONE_PHASE, "method": "full"}, "phase2": None},
+    "lora-diverse": {
+        "phase2": {**ONE_PHASE, "lora": {"rank": 4, "dropout": 0.1, "layers": 0.5}, "micro_batch_pairs": 3},
+        "diversity": {"bootstrap": True, "lr_spread": 2, "dropout_spread": 0.1, "anchor": 1e-3, "nuclear_norm": 0.1},
+        "loss": {"label_smoothing": 0.1, "margins": True, "centring": 0.02},
+    },
+    "lora-bf16": {"dtype": "bfloat16", "gradient_checkpointing": True},
+    "full-bf16": {"kind": "linear", "dtype": "bfloat16", "phase1": {**ONE_PHASE, "method": "full"}, "phase2": None},
     "llama": {"backbone": "llama"},
     "llama-linear": {"backbone": "llama", "kind": "linear", "phase1": {**ONE_PHASE, "method": "full"}, "phase2": None},
     "modernbert-mean": {"backbone": "modernbert", "pooling": "mean"},
     "roberta": {"backbone": "roberta"},
 }
+
+
+def train(config: TrainConfig, target: Path) -> tuple[Bundle, Measured]:
+    """All of `quorum train` but its command line."""
+    finished = run(config, target)
+    assert finished is not None
+    return finished
 
 
 def snippet_of(bundle: Path) -> str:
@@ -49,7 +66,7 @@ def snippet_of(bundle: Path) -> str:
 def test_trained_bundle_scores_as_its_card_says(
     recipe: str, make_config: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle, measured = run(make_config(**RECIPES[recipe]), tmp_path / "bundle")
+    bundle, measured = train(make_config(**RECIPES[recipe]), tmp_path / "bundle")
     scorer = LocalScorer.open(str(bundle.path))  # every hash, and the golden self-test
     request = ScoreRequest(inputs=[ScoreItem(prompt="What is the capital of France?", response="Paris.")])
     served = scorer.score(request).results[0]
@@ -69,7 +86,7 @@ def test_trained_bundle_scores_as_its_card_says(
 
 def test_phase_two_changes_every_member_and_learns(make_config: Callable[..., TrainConfig], tmp_path: Path) -> None:
     config = make_config(phase2={"epochs": 12, "batch_pairs": 8, "lr": 5e-3, "lora": {"rank": 4, "alpha": 8}})
-    bundle, measured = run(config, tmp_path / "bundle")
+    bundle, measured = train(config, tmp_path / "bundle")
     held_out = measured.metrics["held_out"]["all"]
     assert held_out["ensemble_mean"] > 0.9  # yes before no
     assert min(held_out["members"]) > 0.8
@@ -79,8 +96,8 @@ def test_phase_two_changes_every_member_and_learns(make_config: Callable[..., Tr
 
 def test_the_same_config_gives_the_same_bundle(make_config: Callable[..., TrainConfig], tmp_path: Path) -> None:
     torch.set_num_threads(1)
-    first, _ = run(make_config(), tmp_path / "first")
-    second, _ = run(make_config(), tmp_path / "second")
+    first, _ = train(make_config(), tmp_path / "first")
+    second, _ = train(make_config(), tmp_path / "second")
     assert first.version == second.version
 
 
@@ -152,3 +169,34 @@ def test_an_existing_target_is_left_alone(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["train", str(path), "--out", str(tmp_path / "out")])
     assert result.exit_code == 1
     assert (tmp_path / "out" / "mine").read_text() == "keep"
+
+
+def test_one_model_is_a_single(make_config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    values = make_config().model_dump(mode="json", exclude_none=True, exclude={"members", "phase2"})
+    config = TrainConfig.model_validate({**values, "kind": "single", "phase1": {**ONE_PHASE, "method": "full"}})
+    bundle, measured = train(config, tmp_path / "bundle")
+    assert bundle.manifest.kind == "single"
+    assert len(bundle.manifest.members) == len(measured.calibration) == 1
+    assert LocalScorer.open(str(bundle.path)).context.version == bundle.version
+
+
+@pytest.mark.parametrize("first", ["linear-shared-adapter", "linear-full", "lora-shared-adapter"])
+def test_phase_two_starts_from_a_bundle(first: str, make_config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    """With a learning rate of almost nothing, phase 2 must give the scores of what it started from."""
+    parent, _ = train(make_config(**RECIPES[first]), tmp_path / "parent")
+    phase = {"epochs": 1, "batch_pairs": 8, "lr": 1e-12, "lora": {"rank": 2}}
+    config = make_config(backbone="bert", phase2=phase).model_copy(
+        update={"backbone": None, "start_from": str(parent.path)}
+    )
+    bundle, _ = train(config, tmp_path / "child")
+    assert bundle.manifest.parent_version == parent.version
+    request = ScoreRequest(
+        inputs=[ScoreItem(prompt="how one two", response="yes"), ScoreItem(prompt="how", response="no one")],
+        normalize=False,
+    )
+    if first.startswith("linear"):
+        before, after = (LocalScorer.open(str(b.path)).score(request).results for b in (parent, bundle))
+        for left, right in zip(before, after, strict=True):
+            assert left.members == pytest.approx(right.members, abs=1e-5)  # fp32; a step of 1e-12 is none
+    else:  # the parent's adapters are not taken over
+        assert LocalScorer.open(str(bundle.path)).score(request).results[0].members
