@@ -186,3 +186,18 @@ def test_the_adapters_own_chat_template_is_kept(tmp_path: Path) -> None:
     other = save_adapter(base, tmp_path / "other", seed=1, target_modules=["q_proj"])
     with pytest.raises(Unsupported, match=r"other: its prompt format .* is not that of .*adapter"):
         import_models([str(folder), str(other)], tmp_path / "both", OPTIONS)
+
+
+def test_an_adapter_with_two_labels_or_for_another_base_is_refused(tmp_path: Path) -> None:
+    base = save_base("llama", tmp_path / "base")
+    folder = save_adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    name = "base_model.model.score.weight"
+    save_file(tensors | {name: torch.cat([tensors[name]] * 2)}, path, metadata={"format": "pt"})
+    with pytest.raises(Unsupported, match=r"score\.weight has the shape \(2, 32\)"):
+        import_models([str(folder)], tmp_path / "bundle", OPTIONS)
+    lora = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    save_file(tensors | {lora: tensors[lora][:, :16].contiguous()}, path, metadata={"format": "pt"})
+    with pytest.raises(Unsupported, match="PEFT cannot put it on its base"):
+        import_models([str(folder)], tmp_path / "bundle", OPTIONS)

@@ -159,7 +159,7 @@ def complete(source: Source, state: AdapterState, backbone: Backbone) -> Adapter
 
     Raises:
         HeadMissing: a part that is in neither: PEFT drew it at random.
-        Unsupported: no LoRA weights, or a trained tensor that is no part of the head.
+        Unsupported: no LoRA weights, a head of several labels, or a trained tensor that is no part of the head.
     """
     head = {}
     lora: dict[str, LoraWeights] = dict(state.lora)
@@ -171,6 +171,11 @@ def complete(source: Source, state: AdapterState, backbone: Backbone) -> Adapter
                 "modules_to_save), its scores would be random"
             )
         head[public] = state.head.get(public, parameter).detach().float().clone()
+        if head[public].shape != parameter.shape:
+            raise Unsupported(
+                f"{source.given}: {public} has the shape {tuple(head[public].shape)}, a reward head on this base "
+                f"{tuple(parameter.shape)}: it has several labels, or is for another base"
+            )
         module = public.removesuffix(".weight")
         if module in lora:
             update = lora.pop(module)

@@ -19,6 +19,7 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
+from quorum_model.errors import Unsupported
 from quorum_model.heads import head_of
 from quorum_model.packing import Packing, Pooling, pool
 
@@ -29,6 +30,9 @@ def load_model(folder: Path, adapter: Path | None = None) -> Any:
     Args:
         folder: of the model, or of an adapter's base.
         adapter: a PEFT adapter's folder, put on the model by PEFT.
+
+    Raises:
+        Unsupported: the adapter is for another base.
     """
     with _quiet():
         model = AutoModelForSequenceClassification.from_pretrained(
@@ -41,7 +45,10 @@ def load_model(folder: Path, adapter: Path | None = None) -> Any:
             trust_remote_code=False,
         )
         if adapter is not None:
-            model = PeftModel.from_pretrained(model, str(adapter)).get_base_model()
+            try:
+                model = PeftModel.from_pretrained(model, str(adapter)).get_base_model()
+            except (RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
+                raise Unsupported(f"{adapter.name}: PEFT cannot put it on its base: {error}") from error
     return model.eval()
 
 
