@@ -21,6 +21,7 @@ Figures = dict[str, Any]
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 _BLUE, _ORANGE, _GREEN, _PINK, _SKY, _GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#777777"
+_COLOURS = ("black", _BLUE, _ORANGE, _GREEN, _PINK, _SKY, "#E69F00", "#B8A800")
 _MEASURES = {
     "margin_std": ("std of the margin", _BLUE),
     "score_std": ("std of the scores", _ORANGE),
@@ -170,9 +171,11 @@ def _best_of_n(figures: Figures, title: str) -> Figure:
         sizes = [largest if size == "full" else int(size) for size in by_size]
         axes.plot(sizes, [one["value"] for one in by_size.values()], label=label, **style)
 
-    colours = (_BLUE, _ORANGE, _GREEN, _PINK, _SKY)
-    for index, (label, by_size) in enumerate(figures["scorings"].items()):
-        draw(by_size, label, color=colours[index % 5], marker=".", linestyle="-" if index < 5 else ":")
+    # A colour a mode and beta; centred by group in dots.
+    names = list(dict.fromkeys(label.partition("/")[0] for label in figures["scorings"]))
+    for label, by_size in figures["scorings"].items():
+        colour = _COLOURS[names.index(label.partition("/")[0]) % len(_COLOURS)]
+        draw(by_size, label, color=colour, marker=".", linestyle=":" if "/" in label else "-")
     for name, style in (("random", "--"), ("longest", "-."), ("oracle", ":")):
         draw(figures["baselines"][name], name, color=_GREY, linestyle=style, linewidth=1)
     axes.set_xscale("log", base=2)
