@@ -122,9 +122,13 @@ def test_stopped_at_any_step_the_members_end_the_same(
     resumed = train_ensemble(
         config, base.start, pairs, Surroundings(keeper=RunFolder(tmp_path / "run", checkpoint_seconds=1e9))
     )
-    left, right = expected.model.state_dict(), resumed.model.state_dict()
+    # The backbone's own head is drawn at every load and used by nobody.
+    left, right = (
+        {name: value for name, value in trained.model.state_dict().items() if name != "model.classifier.weight"}
+        for trained in (expected, resumed)
+    )
     assert left.keys() == right.keys()
-    assert all(left[key].equal(right[key]) for key in left)
+    assert [name for name in left if not left[name].equal(right[name])] == []
 
 
 class Looks(Silent):
