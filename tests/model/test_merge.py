@@ -124,7 +124,9 @@ def test_merged_is_an_adapter_for_plain_peft(name: str, tmp_path: Path) -> None:
         loaded = PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path / "m00")).eval()
     expected = transformers_scores(loaded.base_model.model, sequences)
     read = read_adapter(tmp_path / "m00")
-    model = EnsembleModel(backbone, [read.lora], [read.head], architecture.pooling).eval()
+    for module, update in state.lora.items():
+        assert read.lora[module].scaling == pytest.approx(update.scaling, rel=1e-12)
+    model = EnsembleModel(backbone, [state.lora], [state.head], architecture.pooling).eval()
     with torch.inference_mode():
         actual = model([sequences])[0].numpy()
     # fp32 through three layers, another order of summation
