@@ -35,9 +35,7 @@ SETTINGS = StepSettings(clip=1e9, loss=LossOptions(centring=GAMMA))
 def train(model: EnsembleModel, pairs: list[EncodedPair], seeds: list[int], steps: int) -> list[list[float]]:
     orders = PairOrders(pairs, seeds, shared=False, batch_pairs=4)
     settings = StepSettings(clip=options(steps).clip, loss=LossOptions(centring=GAMMA))
-    return train_phase(
-        model, trainables_of(model, backbone=False), orders, options(steps), settings, total=steps
-    )
+    return train_phase(model, trainables_of(model, backbone=False), orders, options(steps), settings, total=steps)
 
 
 def make_pairs() -> list[EncodedPair]:
