@@ -54,13 +54,19 @@ def schedule_factor(step: int, total: int, options: Optimisation) -> float:
 
 
 def make_optimizer(trainables: Trainables, options: Optimisation) -> torch.optim.AdamW:
-    """AdamW over stacked parameters: elementwise, so one is K."""
-    body = [*trainables.members, *trainables.shared]
-    groups = [
-        {"params": body, "lr": options.lr},
-        {"params": trainables.heads, "lr": options.head_lr or options.lr},
-    ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=options.weight_decay)
+    """AdamW over stacked parameters: elementwise, so one is K.
+
+    As in Transformers' Trainer, biases and norms, which are vectors, do not decay.
+    """
+    sets = [(trainables.members, True, options.lr), (trainables.shared, False, options.lr)]
+    sets.append((trainables.heads, True, options.head_lr or options.lr))
+    groups = []
+    for parameters, is_stacked, rate in sets:
+        for decays in (True, False):
+            chosen = [p for p in parameters if (p.dim() - is_stacked >= 2) is decays]
+            decay = options.weight_decay if decays else 0.0
+            groups.append({"params": chosen, "lr": rate, "weight_decay": decay})
+    return torch.optim.AdamW([group for group in groups if group["params"]])
 
 
 def train_phase(

@@ -167,7 +167,12 @@ def _backward_of_terms(model: EnsembleModel, trainables: Trainables, settings: S
 
 
 def _clip(trainables: Trainables, num_members: int, max_norm: float) -> Tensor:
-    """What all members share is trained on the mean of their losses, what is a member's own on its own loss."""
+    """What all members share is trained on the mean of their losses, what is a member's own on its own loss.
+
+    A single model is clipped as one.
+    """
+    if num_members == 1:
+        return torch.nn.utils.clip_grad_norm_(trainables.all(), max_norm).reshape(1)
     for parameter in trainables.shared:
         if parameter.grad is not None:
             parameter.grad.div_(num_members)
