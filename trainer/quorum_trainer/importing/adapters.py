@@ -33,6 +33,7 @@ from quorum_trainer.importing.plan import (
     member_names,
     usual_length,
 )
+from quorum_trainer.importing.prompt_format import Convention
 from quorum_trainer.importing.sources import ADAPTER_WEIGHTS, Source, read_config
 from quorum_trainer.importing.transformers_scores import load_model
 
@@ -73,11 +74,9 @@ def plan_adapters(
     chosen = pooling or own_pooling
     served = load_tokenizer(found.folder)
     tokenizers = [_own_tokenizer(source) or served for source in sources]
-    base_pad = base_config.get_text_config().pad_token_id
     conventions = []
     for source, tokenizer in zip(sources, tokenizers, strict=True):
-        # TRL trains with the tokenizer's pad token, whatever the base's config says.
-        pad_id = tokenizer.pad_token_id if source.is_by_trl and tokenizer is not served else base_pad
+        pad_id = _pad_id(source, tokenizer if tokenizer is not served else None, base_config)
         conventions.append(convention_of(source, tokenizer, template, ignored_id(pad_id, chosen, backbone)))
     names = member_names(len(sources))
     head_modules = backbone.head.module_names  # and no more of it: the base is not kept while others are loaded
@@ -87,14 +86,7 @@ def plan_adapters(
             write_member(root / "members" / name, source, state, found.source, head_modules)
 
     members = [
-        MemberPlan(
-            name=name,
-            load=partial(load_model, found.folder, source.folder),
-            convention=convention,
-            tokenizer=tokenizer,
-            head=f"members/{name}/{ADAPTER_WEIGHTS}",
-            adapter=f"members/{name}",
-        )
+        _member(name, found, source, convention, tokenizer)
         for name, source, convention, tokenizer in zip(names, sources, conventions, tokenizers, strict=True)
     ]
     # Before an encoder takes over the tokenizer's own limit.
@@ -110,6 +102,17 @@ def plan_adapters(
         max_positions=backbone.max_positions,
         usual_length=usual,
         write_parts=write_parts,
+    )
+
+
+def _member(name: str, base: _Base, source: Source, convention: Convention, tokenizer: Any) -> MemberPlan:
+    return MemberPlan(
+        name=name,
+        load=partial(load_model, base.folder, source.folder),
+        convention=convention,
+        tokenizer=tokenizer,
+        head=f"members/{name}/{ADAPTER_WEIGHTS}",
+        adapter=f"members/{name}",
     )
 
 
@@ -149,6 +152,13 @@ def _named_base(source: Source) -> tuple[str | None, str | None]:
 def _own_tokenizer(source: Source) -> Any:
     """The tokenizer that was saved with an adapter; None without one."""
     return load_tokenizer(source.folder) if (source.folder / "tokenizer_config.json").is_file() else None
+
+
+def _pad_id(source: Source, own_tokenizer: Any, base_config: Any) -> int | None:
+    """The pad token that an adapter was trained with: by TRL its tokenizer's, whatever the base's config says."""
+    holder = own_tokenizer if source.is_by_trl and own_tokenizer is not None else base_config.get_text_config()
+    pad_id: int | None = holder.pad_token_id
+    return pad_id
 
 
 def complete(source: Source, state: AdapterState, backbone: Backbone) -> AdapterState:
