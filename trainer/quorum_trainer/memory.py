@@ -93,6 +93,7 @@ def _stage(
 ) -> StageMemory:
     in_full = isinstance(options, PhaseOne) and options.method == "full"
     backbone = load_for_training(config, start.folder, device, in_full=in_full)
+    backbone_bytes = sum(_bytes(parameter) for parameter in backbone.model.parameters())
     generator = torch.Generator().manual_seed(0)
     num_members = 1 if config.kind == "singles" else config.members
     adapters: list[dict[str, LoraWeights]] = []
@@ -105,7 +106,6 @@ def _stage(
     model = EnsembleModel(backbone, adapters or None, [head] * num_members, pooling, adapter_dtype=torch.float32)
     trainables = trainables_of(model, backbone=in_full)
     trained = 4 * sum(_bytes(parameter) for parameter in trainables.all())
-    backbone_bytes = sum(_bytes(parameter) for parameter in backbone.model.parameters())
     own_rows = isinstance(options, PhaseTwo) and options.order == "own"
     saved = _saved_bytes(model, num_members if own_rows else 1, autocast_dtype(config) if in_full else None)
     name = "phase 2" if isinstance(options, PhaseTwo) else "a member" if config.kind == "singles" else "phase 1"

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import re
 
-import httpx
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
 from quorum_client.errors import InvalidRequest, QuorumError
 from quorum_model.bundle.read import Bundle
@@ -52,6 +50,6 @@ def push_bundle(bundle: Bundle, repository: str) -> str:
             folder_path=bundle.path,
             commit_message=f"{bundle.manifest.name} {bundle.version}",
         )
-    except (HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, httpx.HTTPError, OSError) as error:
+    except Exception as error:  # the hub's client also lets through its HTTP library's, whichever that is
         raise PublishFailed(f"{repository}: {error} (the bundle is in {bundle.path})") from error
     return str(commit.commit_url)

@@ -1,0 +1,99 @@
+"""The estimate against what autograd and AdamW then really hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from quorum_model.backbone import load_backbone
+from quorum_model.model import EnsembleModel
+from quorum_trainer.batches import PairOrders, longest_batch
+from quorum_trainer.config import TrainConfig
+from quorum_trainer.draws import draw_adapter, draw_head
+from quorum_trainer.loop import make_optimizer
+from quorum_trainer.memory import MemoryEstimate, StageMemory, estimate_memory
+from quorum_trainer.prepare import find_base, load_data
+from quorum_trainer.step import StepSettings, train_step, trainables_of
+
+PHASE: dict[str, Any] = {"epochs": 1, "batch_pairs": 8, "lr": 1e-3, "lora": {"rank": 4}}
+
+
+@pytest.mark.parametrize("order", ["own", "shared"])
+def test_the_estimate_is_what_a_step_holds(order: str, make_config: Callable[..., TrainConfig]) -> None:
+    config = make_config(phase2={**PHASE, "order": order})
+    base = find_base(config)
+    pairs = load_data(config, base.encoder).train
+    (estimate,) = estimate_memory(config, base.start, pairs, torch.device("cpu")).stages
+
+    backbone = load_backbone(base.start.folder)
+    assert config.phase2 is not None
+    draw = torch.Generator().manual_seed(0)
+    adapters = [draw_adapter(backbone, config.phase2.lora, draw) for _ in range(3)]
+    heads = [draw_head(backbone, draw, redraw_projection=False) for _ in range(3)]
+    model = EnsembleModel(backbone, adapters, heads, "first")
+    trainables = trainables_of(model, backbone=False)
+    optimizer = make_optimizer(trainables, config.phase2)
+    seeds = [1] if order == "shared" else [1, 2, 3]
+    orders = PairOrders(pairs, seeds, shared=order == "shared", batch_pairs=8)
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in parameters:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    batch = orders.next()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+        model(batch.rows)
+    tokens = max(sum(map(len, row)) for row in batch.rows)
+    activations = sum(kept.values()) / tokens * longest_batch(pairs, 8)
+    # The probe's one sequence has another attention pattern than the batch's many; what is kept grows with tokens.
+    assert estimate.activations == pytest.approx(activations, rel=0.25)
+
+    train_step(model, trainables, batch, optimizer, StepSettings())
+    held = sum(
+        p.nbytes + (p.grad.nbytes if p.grad is not None else 0)
+        + sum(v.nbytes for k, v in optimizer.state[p].items() if k != "step")
+        for p in trainables.all()
+    )  # fmt: skip
+    assert estimate.trained == held
+    assert estimate.weights == sum(p.nbytes for p in load_backbone(base.start.folder).model.parameters())
+
+
+def test_dividing_a_batch_divides_its_activations(make_config: Callable[..., TrainConfig]) -> None:
+    config = make_config(phase2=PHASE)
+    base = find_base(config)
+    pairs = load_data(config, base.encoder).train
+
+    def activations(**changes: Any) -> int:
+        changed = make_config(phase2={**PHASE, **changes})
+        return estimate_memory(changed, base.start, pairs, torch.device("cpu")).stages[0].activations
+
+    whole = activations()
+    assert activations(members_at_once=1) == pytest.approx(whole / 3, rel=0.01)
+    assert activations(micro_batch_pairs=2) < whole / 3
+
+
+def test_recomputing_activations_keeps_less(make_config: Callable[..., TrainConfig]) -> None:
+    config = make_config(phase2=PHASE)
+    base = find_base(config)
+    pairs = load_data(config, base.encoder).train
+    plain, recomputed = (
+        estimate_memory(
+            config.model_copy(update={"gradient_checkpointing": on}), base.start, pairs, torch.device("cpu")
+        ).stages[0]
+        for on in (False, True)
+    )
+    assert recomputed.activations < plain.activations / 3
+
+
+def test_too_much_is_said() -> None:
+    stage = StageMemory("phase 2", weights=3_000_000_000, trained=1_000_000_000, activations=2_000_000_000)
+    assert stage.total == 6_000_000_000
+    assert "6.00 GB" in MemoryEstimate([stage], None).lines()[0]
+    assert len(MemoryEstimate([stage], 7_000_000_000).lines()) == 1
+    assert "gradient_checkpointing" in MemoryEstimate([stage], 5_000_000_000).lines()[1]
