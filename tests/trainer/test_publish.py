@@ -49,7 +49,7 @@ class Hub(BaseHTTPRequestHandler):
         elif self.path.endswith("/validate-yaml"):
             self._answer(200, {"errors": [], "warnings": []})
         elif "/preupload/" in self.path:
-            files = [{"path": file["path"], "uploadMode": "regular"} for file in json.loads(body)["files"]]
+            files = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in json.loads(body)["files"]]
             self._answer(200, {"files": files})
         else:
             import base64
