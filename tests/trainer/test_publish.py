@@ -104,7 +104,7 @@ def bundle() -> Bundle:
 def test_every_file_of_the_bundle_arrives(hub: type[Hub], bundle: Bundle) -> None:
     assert push_bundle(bundle, "org/name").endswith("/org/name/commit/abc")
     assert hub.created[0]["name"] == "name"
-    assert hub.created[0]["private"] is True
+    assert hub.created[0]["visibility"] == "private"
     (files,) = hub.commits
     manifest = parse_manifest(files["manifest.json"])
     assert manifest.name == bundle.manifest.name
