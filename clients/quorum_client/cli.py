@@ -27,6 +27,10 @@ _SUMMARIES = {
     "score": "Score JSON lines against a server or a bundle.",
     "serve": "Serve an ensemble over HTTP.",
     "train": "Train an ensemble by a config file.",
+    "import": "Make a bundle of reward models that you have.",
+    "eval": "Measure a bundle: accuracy, calibration, what its uncertainty is worth.",
+    "calibrate": "Fit temperature, mode and beta of a bundle.",
+    "merge": "Average an ensemble's members into one model.",
     "inspect": "Show what is in a bundle.",
 }
 _EXTRAS = {"quorum_model": "model", "quorum_server": "server", "quorum_trainer": "trainer"}

@@ -24,12 +24,12 @@ from quorum_model.calibration import fit_member_calibration, normalize
 from quorum_model.prompts import PromptEncoder
 from quorum_trainer.config import TrainConfig, read_config
 from quorum_trainer.data import EncodedPair, assign_folds, encode_pairs, read_pairs, read_source, split_held_out, take
-from quorum_trainer.ensemble import train_ensemble
-from quorum_trainer.held_out import score_pairs
-from quorum_trainer.loop import Surroundings
 from quorum_trainer.measure import accuracies
 from quorum_trainer.prepare import find_base
-from quorum_trainer.reports import Evaluation, StepReport
+from quorum_trainer.training.ensemble import train_ensemble
+from quorum_trainer.training.held_out import score_pairs
+from quorum_trainer.training.loop import Surroundings
+from quorum_trainer.training.reports import Evaluation, StepReport
 
 HERE = Path(__file__).parent
 NUM_FOLDS = 5

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quorum_trainer.batches import PairOrders, bootstrap_counts, endless_order, num_steps
 from quorum_trainer.data import EncodedPair
+from quorum_trainer.training.batches import PairOrders, bootstrap_counts, endless_order, num_steps
 
 
 def make_pairs(num_pairs: int, **changes: object) -> list[EncodedPair]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from quorum_trainer.losses import PairTerms, anchor, centring, nuclear_norm_ratio, preference
+from quorum_trainer.training.losses import PairTerms, anchor, centring, nuclear_norm_ratio, preference
 
 
 def terms(num_pairs: int, **changes: list[list[float]]) -> PairTerms:

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from quorum_trainer.config import ConfigError, LoraOptions, Optimisation
-from quorum_trainer.draws import adapted_modules, draw_adapter, draw_head, stream_seed
-from quorum_trainer.loop import schedule_factor
-from quorum_trainer.members import MemberDropout, clip_members
+from quorum_trainer.training.draws import adapted_modules, draw_adapter, draw_head, stream_seed
+from quorum_trainer.training.loop import schedule_factor
+from quorum_trainer.training.members import MemberDropout, clip_members
 from tests.reference.tiny_models import ARCHITECTURES, make_backbone
 
 

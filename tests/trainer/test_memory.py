@@ -10,13 +10,13 @@ import torch
 
 from quorum_model.backbone import load_backbone
 from quorum_model.model import EnsembleModel
-from quorum_trainer.batches import PairOrders, longest_batch
 from quorum_trainer.config import TrainConfig
-from quorum_trainer.draws import draw_adapter, draw_head
-from quorum_trainer.loop import make_optimizer
-from quorum_trainer.memory import MemoryEstimate, StageMemory, estimate_memory
 from quorum_trainer.prepare import find_base, load_data
-from quorum_trainer.step import StepSettings, train_step, trainables_of
+from quorum_trainer.training.batches import PairOrders, longest_batch
+from quorum_trainer.training.draws import draw_adapter, draw_head
+from quorum_trainer.training.loop import make_optimizer
+from quorum_trainer.training.memory import MemoryEstimate, StageMemory, estimate_memory
+from quorum_trainer.training.step import StepSettings, train_step, trainables_of
 
 PHASE: dict[str, Any] = {"epochs": 1, "batch_pairs": 8, "lr": 1e-3, "lora": {"rank": 4}}
 

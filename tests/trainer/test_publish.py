@@ -15,7 +15,7 @@ import pytest
 from quorum_client.errors import InvalidRequest
 from quorum_model.bundle.manifest import parse_manifest
 from quorum_model.bundle.read import Bundle
-from quorum_trainer.publish import PublishFailed, check_repository, push_bundle
+from quorum_trainer.runs.publish import PublishFailed, check_repository, push_bundle
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -49,7 +49,10 @@ class Hub(BaseHTTPRequestHandler):
         elif self.path.endswith("/validate-yaml"):
             self._answer(200, {"errors": [], "warnings": []})
         elif "/preupload/" in self.path:
-            files = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in json.loads(body)["files"]]
+            files = [
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for file in json.loads(body)["files"]
+            ]
             self._answer(200, {"files": files})
         else:
             import base64

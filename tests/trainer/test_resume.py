@@ -15,12 +15,12 @@ import yaml
 
 from quorum_model.bundle.read import read_bundle
 from quorum_trainer.config import TrainConfig
-from quorum_trainer.ensemble import train_ensemble
-from quorum_trainer.keeper import TrainingInterrupted
-from quorum_trainer.loop import Surroundings
 from quorum_trainer.prepare import find_base, load_data
-from quorum_trainer.reports import Evaluation, Silent, StepReport
-from quorum_trainer.run_folder import RunFolder
+from quorum_trainer.runs.run_folder import RunFolder
+from quorum_trainer.training.ensemble import train_ensemble
+from quorum_trainer.training.keeper import TrainingInterrupted
+from quorum_trainer.training.loop import Surroundings
+from quorum_trainer.training.reports import Evaluation, Silent, StepReport
 
 PHASE = {"epochs": 4, "batch_pairs": 8, "lr": 5e-3}
 LORA = {"rank": 2, "alpha": 4, "dropout": 0.1}
@@ -146,7 +146,7 @@ class Looks(Silent):
 
 
 def test_early_stopping_goes_back_to_the_best(make_config: Callable[..., TrainConfig]) -> None:
-    from quorum_trainer.held_out import look
+    from quorum_trainer.training.held_out import look
 
     # A rate at which it gets worse before long.
     config = make_config(phase2={**EARLY, "epochs": 12, "lr": 0.2, "lora": {"rank": 4, "alpha": 8}})

@@ -11,9 +11,9 @@ import torch
 
 from quorum_model.adapters import LoraWeights
 from quorum_trainer.config import ConfigError, TrainConfig
-from quorum_trainer.keeper import Snapshot, TrainingInterrupted
-from quorum_trainer.run_folder import RunCorrupt, RunFolder
-from quorum_trainer.stages import StageResult
+from quorum_trainer.runs.run_folder import RunCorrupt, RunFolder
+from quorum_trainer.training.keeper import Snapshot, TrainingInterrupted
+from quorum_trainer.training.stages import StageResult
 
 
 def snapshot(step: int) -> Snapshot:

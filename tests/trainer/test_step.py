@@ -11,12 +11,12 @@ import torch
 
 from quorum_model.backbone import wrap_backbone
 from quorum_model.model import EnsembleModel
-from quorum_trainer.batches import PairOrders
 from quorum_trainer.config import LossOptions, Optimisation
 from quorum_trainer.data import EncodedPair
-from quorum_trainer.loop import make_optimizer, train_phase
-from quorum_trainer.members import MemberDropout, scale_steps, spread_factors, spread_offsets
-from quorum_trainer.step import StepSettings, anchored, train_step, trainables_of
+from quorum_trainer.training.batches import PairOrders
+from quorum_trainer.training.loop import make_optimizer, train_phase
+from quorum_trainer.training.members import MemberDropout, scale_steps, spread_factors, spread_offsets
+from quorum_trainer.training.step import StepSettings, anchored, train_step, trainables_of
 from tests.reference.tiny_models import ARCHITECTURES, make_model, random_member, random_sequences
 
 SEEDS = [11, 12, 13]
@@ -127,7 +127,7 @@ def test_an_anchor_holds_every_member_near_its_own_beginning() -> None:
 
 
 def test_nuclear_norm_makes_members_more_diverse() -> None:
-    from quorum_trainer.losses import nuclear_norm_ratio
+    from quorum_trainer.training.losses import nuclear_norm_ratio
 
     def diversity(weight: float) -> float:
         model = make_ensemble()

@@ -13,11 +13,11 @@ from torch.utils.data import SequentialSampler
 
 from quorum_model.backbone import wrap_backbone
 from quorum_model.model import EnsembleModel
-from quorum_trainer.batches import PairOrders, endless_order
 from quorum_trainer.config import LossOptions, Optimisation
 from quorum_trainer.data import EncodedPair
-from quorum_trainer.loop import train_phase
-from quorum_trainer.step import StepSettings, trainables_of
+from quorum_trainer.training.batches import PairOrders, endless_order
+from quorum_trainer.training.loop import train_phase
+from quorum_trainer.training.step import StepSettings, trainables_of
 from tests.reference.tiny_models import ARCHITECTURES, make_model, random_sequences
 from tests.reference.tiny_tokenizers import bert_like, llama_like
 

@@ -15,10 +15,10 @@ import yaml
 from quorum_model.bundle.golden import read_golden
 from quorum_model.bundle.read import read_bundle
 from quorum_trainer.config import ConfigError, TrainConfig
-from quorum_trainer.ensemble import train_ensemble
-from quorum_trainer.loop import Surroundings
 from quorum_trainer.prepare import find_base, load_data
-from quorum_trainer.workers import OneWorker
+from quorum_trainer.training.ensemble import train_ensemble
+from quorum_trainer.training.loop import Surroundings
+from quorum_trainer.training.workers import OneWorker
 
 RECIPE: dict[str, Any] = {
     "phase1": {"method": "shared_adapter", "epochs": 1, "batch_pairs": 8, "lr": 5e-3, "lora": {"rank": 2}},

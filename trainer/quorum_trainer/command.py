@@ -24,19 +24,19 @@ from rich.table import Table
 from quorum_model.bundle.read import Bundle
 from quorum_model.member_scorer import choose_device
 from quorum_trainer.config import ConfigError, TrainConfig, read_config
-from quorum_trainer.ensemble import TrainedEnsemble, train_ensemble
 from quorum_trainer.export import export_bundle
-from quorum_trainer.held_out import score_pairs
-from quorum_trainer.loop import Surroundings
 from quorum_trainer.measure import Measured, measure
-from quorum_trainer.memory import estimate_memory
 from quorum_trainer.prepare import Base, Dataset, find_base, load_data
-from quorum_trainer.progress import ProgressReporter
-from quorum_trainer.publish import check_repository, push_bundle
-from quorum_trainer.reports import Together
-from quorum_trainer.run_folder import RunFolder
-from quorum_trainer.trackers import TrackerReporter, make_accelerator, start_trackers
-from quorum_trainer.workers import AccelerateWorkers
+from quorum_trainer.runs.progress import ProgressReporter
+from quorum_trainer.runs.publish import check_repository, push_bundle
+from quorum_trainer.runs.run_folder import RunFolder
+from quorum_trainer.runs.trackers import TrackerReporter, make_accelerator, start_trackers
+from quorum_trainer.training.ensemble import TrainedEnsemble, train_ensemble
+from quorum_trainer.training.held_out import score_pairs
+from quorum_trainer.training.loop import Surroundings
+from quorum_trainer.training.memory import estimate_memory
+from quorum_trainer.training.reports import Together
+from quorum_trainer.training.workers import AccelerateWorkers
 
 console = Console(stderr=True)
 

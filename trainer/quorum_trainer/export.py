@@ -29,9 +29,9 @@ from quorum_model.prompts import PromptEncoder
 from quorum_model.singles import SinglesModel
 from quorum_model.sources import BUNDLE_SCHEME, load_tokenizer, reference_to
 from quorum_trainer.config import TrainConfig
-from quorum_trainer.ensemble import TrainedEnsemble
 from quorum_trainer.measure import Measured
 from quorum_trainer.prepare import Base
+from quorum_trainer.training.ensemble import TrainedEnsemble
 
 # The self-test's inputs: ours, of several lengths, none from any data set.
 _GOLDEN_PAIRS = (

@@ -33,8 +33,8 @@ from quorum_model.model import EnsembleModel
 from quorum_model.prompts import load_prompt_encoder
 from quorum_model.sources import BUNDLE_SCHEME
 from quorum_trainer.data import EncodedPair, encode_pairs, hash_file, read_pairs
-from quorum_trainer.held_out import score_pairs
 from quorum_trainer.measure import Measured, measure
+from quorum_trainer.training.held_out import score_pairs
 
 console = Console(stderr=True)
 

@@ -31,7 +31,7 @@ from quorum_trainer.data import (
     split_held_out,
     take,
 )
-from quorum_trainer.ensemble import Start
+from quorum_trainer.training.phases import Start
 
 
 @dataclass(frozen=True, slots=True)

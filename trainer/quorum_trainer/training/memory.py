@@ -18,13 +18,13 @@ from torch import Tensor
 from quorum_model.adapters import LoraWeights
 from quorum_model.backbone import default_pooling
 from quorum_model.model import EnsembleModel
-from quorum_trainer.batches import longest_batch
 from quorum_trainer.config import Optimisation, PhaseOne, PhaseTwo, TrainConfig
 from quorum_trainer.data import EncodedPair
-from quorum_trainer.draws import draw_adapter, draw_head
-from quorum_trainer.ensemble import Start
-from quorum_trainer.precision import autocast_dtype, load_for_training
-from quorum_trainer.step import trainables_of
+from quorum_trainer.training.batches import longest_batch
+from quorum_trainer.training.draws import draw_adapter, draw_head
+from quorum_trainer.training.phases import Start
+from quorum_trainer.training.precision import autocast_dtype, load_for_training
+from quorum_trainer.training.step import trainables_of
 
 _PROBE_TOKENS = 64
 _GB = 1e9

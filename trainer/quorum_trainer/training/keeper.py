@@ -15,7 +15,7 @@ from typing import Protocol
 from torch import Tensor
 
 from quorum_client.errors import QuorumError
-from quorum_trainer.stages import StageResult
+from quorum_trainer.training.stages import StageResult
 
 
 class TrainingInterrupted(QuorumError):

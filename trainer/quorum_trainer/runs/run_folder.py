@@ -21,8 +21,8 @@ from torch import Tensor
 
 from quorum_client.errors import QuorumError
 from quorum_trainer.config import ConfigError, TrainConfig
-from quorum_trainer.keeper import Snapshot, TrainingInterrupted
-from quorum_trainer.stages import StageResult
+from quorum_trainer.training.keeper import Snapshot, TrainingInterrupted
+from quorum_trainer.training.stages import StageResult
 
 # Fields that may change between a run and its resumption: they do not touch a number.
 _FREE = {"trackers", "checkpoint_minutes"}

@@ -16,14 +16,14 @@ import torch
 
 from quorum_client.errors import QuorumError
 from quorum_model.model import EnsembleModel
-from quorum_trainer.batches import PairOrders
 from quorum_trainer.config import Optimisation
 from quorum_trainer.data import EncodedPair
-from quorum_trainer.held_out import HeldOut, look
-from quorum_trainer.keeper import Keeper, KeepNothing, Snapshot
-from quorum_trainer.reports import Evaluation, Reporter, Silent, StepReport
-from quorum_trainer.step import StepSettings, Trainables, train_step
-from quorum_trainer.workers import OneWorker, Workers
+from quorum_trainer.training.batches import PairOrders
+from quorum_trainer.training.held_out import HeldOut, look
+from quorum_trainer.training.keeper import Keeper, KeepNothing, Snapshot
+from quorum_trainer.training.reports import Evaluation, Reporter, Silent, StepReport
+from quorum_trainer.training.step import StepSettings, Trainables, train_step
+from quorum_trainer.training.workers import OneWorker, Workers
 
 
 class TrainingDiverged(QuorumError):

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as TimeLeftColumn
 
-from quorum_trainer.reports import Evaluation, StepReport
+from quorum_trainer.training.reports import Evaluation, StepReport
 
 _LINES_A_STAGE = 20
 

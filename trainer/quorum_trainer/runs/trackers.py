@@ -16,7 +16,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from quorum_trainer.config import ConfigError, TrainConfig
-from quorum_trainer.reports import Evaluation, StepReport
+from quorum_trainer.training.reports import Evaluation, StepReport
 
 
 class TrackerReporter:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from quorum_trainer.data import EncodedPair
-from quorum_trainer.losses import PairTerms
+from quorum_trainer.training.losses import PairTerms
 
 Rows = list[list[list[int]]]
 

@@ -1,10 +1,8 @@
-"""Training an ensemble from the first draw to the last step: one stage after another, each kept when it is done.
+"""The stages of a recipe: phase 1, phase 2, one model of `singles`.
 
-    single, linear      phase 1
-    singles             m00, m01, …: phase 1 of one model each
-    lora                phase 1 (or a bundle's backbone and heads, or none)  →  phase 2
+    Run, where it begins  --train_phase-->  StageResult, kept
 
-Reads as the recipe: one function a stage. Knows nothing of data files, held-out figures or bundles.
+Each draws what it needs from its own random streams, builds its model anew and trains it. Knows no recipe.
 """
 
 from __future__ import annotations
@@ -16,20 +14,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from quorum_model.adapters import AdapterState, LoraWeights, merge_adapter
-from quorum_model.backbone import Backbone, default_pooling, load_backbone
+from quorum_model.adapters import AdapterState, LoraWeights
+from quorum_model.backbone import Backbone, default_pooling
 from quorum_model.model import EnsembleModel
 from quorum_model.packing import Pooling
-from quorum_model.singles import SinglesModel
-from quorum_trainer.batches import PairOrders, num_steps, weights_of
 from quorum_trainer.config import ConfigError, Diversity, Optimisation, PhaseOne, PhaseTwo, TrainConfig
 from quorum_trainer.data import EncodedPair
-from quorum_trainer.draws import draw_adapter, draw_head, stream_seed
-from quorum_trainer.loop import Surroundings, train_phase
-from quorum_trainer.members import MemberDropout, spread_factors, spread_offsets
-from quorum_trainer.precision import autocast_dtype, load_for_training
-from quorum_trainer.stages import StageResult
-from quorum_trainer.step import StepSettings, Trainables, anchored, trainables_of
+from quorum_trainer.training.batches import PairOrders, num_steps, weights_of
+from quorum_trainer.training.draws import draw_adapter, draw_head, stream_seed
+from quorum_trainer.training.loop import Surroundings, train_phase
+from quorum_trainer.training.members import MemberDropout, spread_factors, spread_offsets
+from quorum_trainer.training.precision import autocast_dtype, load_for_training
+from quorum_trainer.training.stages import StageResult
+from quorum_trainer.training.step import StepSettings, Trainables, anchored, trainables_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +44,9 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
-class TrainedEnsemble:
-    """What a run gives.
+class Run:
+    """Everything that is the same for all stages of a run."""
 
-    model: the trained ensemble, in float32. shared_adapter: already merged into the model's backbone.
-    bodies: backbones that were trained in full, by parameter name: none, one, or (singles) one a member.
-    """
-
-    model: EnsembleModel | SinglesModel
-    shared_adapter: AdapterState | None
-    bodies: list[dict[str, Tensor]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
     config: TrainConfig
     start: Start
     pairs: Sequence[EncodedPair]
@@ -68,79 +54,7 @@ class _Run:
     device: torch.device
 
 
-def train_ensemble(
-    config: TrainConfig,
-    start: Start,
-    pairs: Sequence[EncodedPair],
-    around: Surroundings | None = None,
-    device: torch.device | None = None,
-) -> TrainedEnsemble:
-    """Train the members that a config describes.
-
-    Args:
-        config: checked.
-        start: backbone, and what a bundle brings.
-        pairs: training pairs, encoded for this backbone.
-        around: checkpoints, reports, other workers, held-out pairs.
-        device: where to train; the CPU if left out.
-
-    Raises:
-        ConfigError: the config does not fit the backbone or the data.
-        TrainingDiverged: a loss became NaN or infinite.
-        TrainingInterrupted: asked to stop.
-    """
-    run = _Run(config, start, pairs, around or Surroundings(), device or torch.device("cpu"))
-    backbone = load_backbone(start.folder)
-    _check_backbone(config, backbone)
-    if config.kind == "singles":
-        results = [_single(run, backbone, member) for member in range(config.members)]
-        models = [_assemble(run, result, None) for result in results]
-        return TrainedEnsemble(SinglesModel(models), None, [result.backbone or {} for result in results])
-    heads = _first_heads(run, backbone)
-    first: StageResult | None = None
-    if config.phase1 is not None:
-        seed = stream_seed(config.seed, "phase 1", "order")
-        own = Diversity() if config.kind == "lora" else config.diversity
-        first = _phase_one(run, "phase 1", config.phase1, StageResult(heads), order=(seed, True), diversity=own)
-        heads = first.heads
-    last = first if config.phase2 is None else _phase_two(run, config.phase2, heads, first)
-    assert last is not None
-    bodies = [first.backbone] if first is not None and first.backbone is not None else []
-    return TrainedEnsemble(_assemble(run, last, first), _shared_adapter(run, first), bodies)
-
-
-def _check_backbone(config: TrainConfig, backbone: Backbone) -> None:
-    """Raises ConfigError where the config asks for what this backbone cannot do."""
-    if backbone.max_positions is not None and config.max_length > backbone.max_positions:
-        raise ConfigError(f"max_length: this backbone has positions for {backbone.max_positions} tokens")
-    phases = [phase for phase in (config.phase1, config.phase2) if phase is not None]
-    if any(phase.lora.dropout for phase in phases) and not type(backbone.body)._can_set_attn_implementation():
-        raise ConfigError("adapter dropout needs a backbone that can be packed; this one has attention of its own")
-
-
-def _first_heads(run: _Run, backbone: Backbone) -> list[dict[str, Tensor]]:
-    if run.start.heads is not None:
-        return [dict(head) for head in run.start.heads]
-    redraw = run.config.phase1 is not None
-    return [draw_head(backbone, _stream(seed, "head"), redraw_projection=redraw) for seed in run.config.member_seeds()]
-
-
-def _stream(seed: int, *names: str) -> torch.Generator:
-    return torch.Generator().manual_seed(stream_seed(seed, *names))
-
-
-def _pooling(run: _Run, backbone: Backbone) -> Pooling:
-    return run.config.pooling or run.start.pooling or default_pooling(backbone.model)
-
-
-def _of_phase(pairs: Sequence[EncodedPair], phase: int) -> list[EncodedPair]:
-    chosen = [pair for pair in pairs if pair.phase in (None, phase)]
-    if not chosen:
-        raise ConfigError(f"phase {phase} has no training pairs (data.phase, data.held_out)")
-    return chosen
-
-
-def _single(run: _Run, backbone: Backbone, member: int) -> StageResult:
+def single(run: Run, backbone: Backbone, member: int) -> StageResult:
     """One whole model: its own head, order and (by diversity) learning rate."""
     config = run.config
     assert config.phase1 is not None
@@ -151,11 +65,11 @@ def _single(run: _Run, backbone: Backbone, member: int) -> StageResult:
     head = draw_head(backbone, _stream(seed, "head"), redraw_projection=True)
     order = (stream_seed(seed, "phase 1", "order"), False)
     diversity = config.diversity.model_copy(update={"lr_spread": 1.0})
-    return _phase_one(run, f"m{member:02d}", options, StageResult([head]), order=order, diversity=diversity, seed=seed)
+    return phase_one(run, f"m{member:02d}", options, StageResult([head]), order=order, diversity=diversity, seed=seed)
 
 
-def _phase_one(
-    run: _Run,
+def phase_one(
+    run: Run,
     stage: str,
     options: PhaseOne,
     begin: StageResult,
@@ -173,7 +87,7 @@ def _phase_one(
     adapters: list[dict[str, LoraWeights]] = []
     if options.method == "shared_adapter":
         adapters = [draw_adapter(backbone, options.lora, _stream(config.seed, "shared", "adapter"))]
-    pooling = _pooling(run, backbone)
+    pooling = pooling_of(run, backbone)
     model = EnsembleModel(backbone, adapters or None, begin.heads, pooling, adapter_dtype=torch.float32)
     dropout = _add_dropout(model, [options.lora.dropout], [stream_seed(config.seed, "shared", "dropout")])
     trainables = trainables_of(model, backbone=full)
@@ -188,19 +102,19 @@ def _phase_one(
     return result
 
 
-def _phase_two(
-    run: _Run, options: PhaseTwo, heads: Sequence[Mapping[str, Tensor]], first: StageResult | None
+def phase_two(
+    run: Run, options: PhaseTwo, heads: Sequence[Mapping[str, Tensor]], first: StageResult | None
 ) -> StageResult:
     """Every member's adapter and head on its own loss; the backbone is frozen."""
     done = run.around.keeper.result("phase 2")
     if done is not None:
         return done
     config, seeds = run.config, run.config.member_seeds()
-    shared = _shared_adapter(run, first)
+    shared = shared_adapter_of(run, first)
     body = first.backbone if first is not None else None
     backbone = load_for_training(config, run.start.folder, run.device, shared_adapter=shared, weights=body)
     adapters = [draw_adapter(backbone, options.lora, _stream(seed, "member", "adapter")) for seed in seeds]
-    pooling = _pooling(run, backbone)
+    pooling = pooling_of(run, backbone)
     model = EnsembleModel(backbone, adapters, list(heads), pooling, adapter_dtype=torch.float32)
     offsets = spread_offsets(config.members, config.diversity.dropout_spread)
     rates = [options.lora.dropout + offset for offset in offsets]
@@ -221,8 +135,32 @@ def _phase_two(
     return result
 
 
+def first_heads(run: Run, backbone: Backbone) -> list[dict[str, Tensor]]:
+    """A head a member: a bundle's, or drawn from the members' own streams."""
+    if run.start.heads is not None:
+        return [dict(head) for head in run.start.heads]
+    redraw = run.config.phase1 is not None
+    return [draw_head(backbone, _stream(seed, "head"), redraw_projection=redraw) for seed in run.config.member_seeds()]
+
+
+def _stream(seed: int, *names: str) -> torch.Generator:
+    return torch.Generator().manual_seed(stream_seed(seed, *names))
+
+
+def pooling_of(run: Run, backbone: Backbone) -> Pooling:
+    """The config's, a bundle's, or the architecture's own."""
+    return run.config.pooling or run.start.pooling or default_pooling(backbone.model)
+
+
+def _of_phase(pairs: Sequence[EncodedPair], phase: int) -> list[EncodedPair]:
+    chosen = [pair for pair in pairs if pair.phase in (None, phase)]
+    if not chosen:
+        raise ConfigError(f"phase {phase} has no training pairs (data.phase, data.held_out)")
+    return chosen
+
+
 def _train(
-    run: _Run,
+    run: Run,
     stage: str,
     model: EnsembleModel,
     trainables: Trainables,
@@ -236,7 +174,7 @@ def _train(
 
 
 def _orders(
-    run: _Run,
+    run: Run,
     pairs: Sequence[EncodedPair],
     options: Optimisation,
     order_seeds: list[int],
@@ -255,7 +193,7 @@ def _orders(
 
 
 def _settings(
-    run: _Run,
+    run: Run,
     options: Optimisation,
     diversity: Diversity,
     trainables: Trainables,
@@ -299,24 +237,8 @@ def _adapters_of(model: EnsembleModel) -> list[dict[str, LoraWeights]]:
     return [model.adapter_of(index) for index in range(model.num_adapters)] if model.folded else []
 
 
-def _shared_adapter(run: _Run, first: StageResult | None) -> AdapterState | None:
+def shared_adapter_of(run: Run, first: StageResult | None) -> AdapterState | None:
     """Phase 1's, or the one that a bundle brought."""
     if first is not None and first.adapters:
         return AdapterState(first.adapters[0])
     return run.start.shared_adapter
-
-
-def _assemble(run: _Run, last: StageResult, first: StageResult | None) -> EnsembleModel:
-    """The trained ensemble as it will be served: in float32, without dropout, whatever it was trained in."""
-    backbone = load_backbone(run.start.folder)
-    shared = _shared_adapter(run, first)
-    if shared is not None:
-        merge_adapter(backbone.model, shared)
-    body = last.backbone or (first.backbone if first is not None else None)
-    if body is not None:
-        backbone.body.load_state_dict(body)
-    backbone.model.to(run.device)
-    # Of phase 1 the adapter is merged by now; of phase 2 they are the members' own.
-    adapters = last.adapters if run.config.phase2 is not None else []
-    model = EnsembleModel(backbone, adapters or None, last.heads, _pooling(run, backbone))
-    return model.eval().requires_grad_(False)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from quorum_model.folded import InputDropout
-from quorum_trainer.draws import stream_seed
+from quorum_trainer.training.draws import stream_seed
 
 
 def clip_members(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from quorum_model.model import EnsembleModel
-from quorum_trainer.batches import Batch
 from quorum_trainer.config import LossOptions
-from quorum_trainer.losses import anchor, centring, nuclear_norm_ratio, preference
-from quorum_trainer.members import MemberDropout, clip_members, scale_steps
-from quorum_trainer.workers import OneWorker, Workers
+from quorum_trainer.training.batches import Batch
+from quorum_trainer.training.losses import anchor, centring, nuclear_norm_ratio, preference
+from quorum_trainer.training.members import MemberDropout, clip_members, scale_steps
+from quorum_trainer.training.workers import OneWorker, Workers
 
 
 @dataclass(frozen=True, slots=True)
