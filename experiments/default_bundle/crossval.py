@@ -22,7 +22,7 @@ import torch
 
 from quorum_model.calibration import fit_member_calibration, normalize
 from quorum_model.prompts import PromptEncoder
-from quorum_trainer.config import TrainConfig, read_config
+from quorum_trainer.config import PhaseOne, TrainConfig, read_config
 from quorum_trainer.data import EncodedPair, assign_folds, encode_pairs, read_pairs, read_source, split_held_out, take
 from quorum_trainer.measure import accuracies
 from quorum_trainer.prepare import find_base
@@ -37,14 +37,22 @@ SOURCE = "hh_harmless"
 
 
 def variant_of(config: TrainConfig, phase1: str) -> TrainConfig:
-    """The recipe with another phase 1; the full fine-tune at a learning rate that suits it."""
+    """The recipe with another phase 1.
+
+    full: the backbone itself, at a learning rate that suits it. none: all of it is phase 2's: as many epochs as both
+    phases had, adapters on all layers.
+    """
     assert config.phase1 is not None
-    changes: dict[str, Any] = {
-        "shared_adapter": {},
-        "none": {"phase1": None},
-        "full": {"phase1": config.phase1.model_copy(update={"method": "full", "lr": 5e-5, "head_lr": 5e-4})},
-    }[phase1]
-    return config.model_copy(update=changes)
+    assert config.phase2 is not None
+    if phase1 == "shared_adapter":
+        return config
+    if phase1 == "full":
+        full = {**config.phase1.model_dump(exclude={"lora"}), "method": "full", "lr": 5e-5, "head_lr": 5e-4}
+        return config.model_copy(update={"phase1": PhaseOne.model_validate(full)})
+    epochs = config.phase1.epochs + config.phase2.epochs
+    lora = config.phase2.lora.model_copy(update={"layers": "all"})
+    changes = {"epochs": epochs, "lora": lora, "lr": config.phase1.lr, "head_lr": config.phase1.head_lr}
+    return config.model_copy(update={"phase1": None, "phase2": config.phase2.model_copy(update=changes)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +71,8 @@ def make_fold(config: TrainConfig, encoder: PromptEncoder, fold: int) -> Fold:
     for source in config.data:
         if source.name != SOURCE:
             kept, held_out = split_held_out(read_source(source).pairs, source.held_out, config.seed)
-            train += encode_pairs(encoder, take(kept, source.max_pairs, config.seed), source.name)
+            kept = take(kept, source.max_pairs, config.seed)
+            train += encode_pairs(encoder, kept, source.name, source.phase, source.weight)
             calibration += encode_pairs(encoder, held_out, source.name)
     folder = Path(os.environ["QUORUM_DATA"]) / "hh_harmless"
     pairs = [pair for name in ("train", "dev") for pair in read_pairs(folder / f"{name}_pairs.jsonl.gz")]
