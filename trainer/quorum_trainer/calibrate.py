@@ -142,6 +142,7 @@ def describe(
             **_flat("gold_cross_validated", selection.cross_validated),
             **_flat("gold_of_mean", selection.mean_gold),
             **_flat("advantage", selection.advantage),
+            "luck": selection.luck,
         }
     if fitted is not None:
         figures |= {

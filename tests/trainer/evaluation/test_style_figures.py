@@ -63,15 +63,13 @@ def test_domains_count_alike_in_the_average() -> None:
 
 
 def test_the_interval_of_the_average_is_that_of_independent_domains() -> None:
-    rng = np.random.default_rng(1)
-    texts = ("a",) * 6
+    scores, texts = np.random.default_rng(1).normal(size=(100, 1, 6)), ("a",) * 6
+    # The same scores in both domains: draws that they shared would move both figures together.
     rows = [
-        scored_row(
-            rng.normal(size=(1, 6)), [1, 1, 1, 0, 0, 0], prompt=str(index), responses=texts,
-            tags={"domain": "chat" if index < 100 else "code"},
-        )
-        for index in range(200)
-    ]  # fmt: skip
+        scored_row(own, [1, 1, 1, 0, 0, 0], prompt=f"{domain} {index}", responses=texts, tags={"domain": domain})
+        for domain in ("chat", "code")
+        for index, own in enumerate(scores)
+    ]
     mean = style_figures(rows, [MEAN], ["m00"])["scorings"]["mean"]
     widths = [mean[domain]["normal"]["high"] - mean[domain]["normal"]["low"] for domain in ("chat", "code")]
     average = mean["average"]["normal"]["high"] - mean["average"]["normal"]["low"]

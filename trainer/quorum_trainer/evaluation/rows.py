@@ -42,8 +42,8 @@ class Row:
 
     @property
     def prompt_key(self) -> str:
-        """Equal for equal prompts."""
-        return PreferencePair(prompt=self.prompt, chosen="-", rejected="-").prompt_key()
+        """Equal for prompts that count as one: as in the split of training data, case and spacing do not matter."""
+        return PreferencePair(prompt=self.prompt, chosen="-", rejected="-").loose_prompt_key()
 
 
 class _Line(BaseModel):

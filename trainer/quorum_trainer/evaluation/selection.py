@@ -2,10 +2,12 @@
 
     gold of the pick (S, Q)  --select_scoring-->  Selection: a scoring, with its cross-validated gold and interval
 
-With two dozen scorings the best one beats the mean on almost any data. So another than the mean is taken only where two
-things hold: on all prompts it beats the mean by more than one standard error of the difference (the one-standard-error
-rule of Breiman et al. 1984, section 3.4.3, on paired differences), and in cross-validation over prompts the same rule,
-choosing on four fifths and judged on the fifth, beats the mean with a 95 % interval above 0. Knows no files.
+With two dozen scorings the best one beats the mean on almost any data. So another is taken only where three things
+hold. On all prompts it beats the mean by more than one standard error of the difference (the one-standard-error rule of
+Breiman et al. 1984, section 3.4.3, on paired differences). In cross-validation over prompts the same rule, choosing on
+four fifths and judged on the fifth, beats the mean with a 95 % interval above 0. And chance would make the best of as
+many scorings so good in fewer than 1 % of data sets (`luck`). On pure noise (250 data sets each of 40, 120 and 400
+pools) the first alone picks in 70 %, the first two in 4 to 8 %, all three in 0 to 2 %. Knows no files.
 
 Shapes: `S` scorings, `Q` pools.
 """
@@ -18,9 +20,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from quorum_trainer.evaluation.best_of import best_of_n_of, random_orders
-from quorum_trainer.evaluation.bootstrap import Estimate, FloatArray, IntArray, mean_estimate
+from quorum_trainer.evaluation.bootstrap import SEED, Estimate, FloatArray, IntArray, mean_estimate
 from quorum_trainer.evaluation.reliability import assign_folds
 from quorum_trainer.evaluation.scorings import Scoring
+
+FLIPS = 2000
+MOST_LUCK = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +34,7 @@ class Selection:
 
     chosen: the mean, or `best`. best: highest gold on all pools. table: mean gold of the pick on all pools, by scoring.
     cross_validated: gold of the rule's choices on prompts it did not choose by. mean_gold: the mean's, on the same
-    pools. advantage: cross_validated minus mean_gold, pool by pool. Intervals are over prompts.
+    pools. advantage: cross_validated minus mean_gold, pool by pool. luck: see there. Intervals are over prompts.
     """
 
     chosen: Scoring
@@ -39,6 +44,7 @@ class Selection:
     cross_validated: Estimate
     mean_gold: Estimate
     advantage: Estimate
+    luck: float
 
 
 def picked_gold(
@@ -75,10 +81,13 @@ def select_scoring(scorings: Sequence[Scoring], values: FloatArray, clusters: In
     candidate = one_standard_error_choice(values, clusters)
     judged = cross_validate(values, clusters)
     advantage = mean_estimate(judged - values[0], clusters)
+    by_chance = luck(values, clusters, best)
     if candidate == 0:
         reason = "no scoring beats the mean by more than one standard error"
     elif advantage.low is None or advantage.low <= 0:
         candidate, reason = 0, f"{scorings[best].label} is best, but not surely so on prompts it was not chosen by"
+    elif by_chance >= MOST_LUCK:
+        candidate, reason = 0, f"{scorings[best].label} is best, but the best of so many may be so by chance"
     else:
         reason = "beats the mean by more than one standard error, and on prompts it was not chosen by"
     return Selection(
@@ -89,6 +98,7 @@ def select_scoring(scorings: Sequence[Scoring], values: FloatArray, clusters: In
         cross_validated=mean_estimate(judged, clusters),
         mean_gold=mean_estimate(values[0], clusters),
         advantage=advantage,
+        luck=by_chance,
     )
 
 
@@ -115,6 +125,32 @@ def standard_error(values: FloatArray, clusters: IntArray) -> float:
         return float("inf")
     residuals = np.bincount(own, weights=values - values.mean())
     return float(np.sqrt(len(present) / (len(present) - 1) * np.sum(residuals**2)) / len(values))
+
+
+def luck(values: FloatArray, clusters: IntArray, row: int) -> float:
+    """How often chance alone would make some scoring beat the mean as clearly as `row` does.
+
+    If a scoring and the mean were equally good, swapping the two on any prompt would change nothing: signs of the
+    differences are flipped prompt by prompt, for all scorings alike, and the best of them is looked at each time
+    (the single-step maxT of Westfall and Young 1993, so the number of scorings is paid for).
+
+    Args:
+        values: gold of the pick, shape (S, Q); row 0 is the mean's.
+        clusters: prompt of each pool, shape (Q,).
+        row: the scoring in question.
+
+    Returns:
+        A p-value, at least 1 / (1 + `FLIPS`).
+    """
+    _, own = np.unique(clusters, return_inverse=True)
+    sums = np.array([np.bincount(own, weights=difference) for difference in values - values[0]])
+    scale = np.sqrt((sums**2).sum(axis=1))
+    scale[scale == 0] = 1.0  # never differs from the mean: 0 whatever the signs
+    signs = np.random.default_rng(SEED).choice([-1.0, 1.0], size=(FLIPS, sums.shape[1]))
+    by_chance = (signs @ sums.T / scale).max(axis=1)
+    # What is as clear counts as clearer, whatever the order of summation.
+    clearer = np.sum(by_chance >= sums[row].sum() / scale[row] - 1e-9)
+    return float((1 + clearer) / (1 + FLIPS))
 
 
 def cross_validate(values: FloatArray, clusters: IntArray) -> FloatArray:
