@@ -151,7 +151,9 @@ def wrap_backbone(model: Any, new_parameters: frozenset[str] = frozenset()) -> B
 
 def _check_head(model: Any, body: Any, head: Head) -> None:
     """The head, taken apart, must give what the whole model gives: families that look alike may compute otherwise."""
-    ids = torch.tensor([[7, 5, 11, 5, 7, 9, 13]], device=next(model.parameters()).device)
+    pad = getattr(model.config, "pad_token_id", None)  # Transformers would pool before a closing pad token
+    probe = [token for token in (7, 5, 11, 5, 7, 9, 13) if token != pad]
+    ids = torch.tensor([probe], device=next(model.parameters()).device)
     pooling = default_pooling(model)
     try:
         with torch.no_grad():
