@@ -31,13 +31,14 @@ _SUMMARIES = {
     "eval": "Measure a bundle: accuracy, calibration, what its uncertainty is worth.",
     "calibrate": "Fit temperature, mode and beta of a bundle.",
     "merge": "Average an ensemble's members into one model.",
+    "bench": "Measure speed against what one would run instead.",
     "inspect": "Show what is in a bundle.",
 }
 _EXTRAS = {"quorum_model": "model", "quorum_server": "server", "quorum_trainer": "trainer"}
 
 
-def _registered() -> dict[str, EntryPoint]:
-    return {entry_point.name: entry_point for entry_point in entry_points(group=COMMAND_GROUP)}
+def _registered(group: str) -> dict[str, EntryPoint]:
+    return {entry_point.name: entry_point for entry_point in entry_points(group=group)}
 
 
 def _load(entry_point: EntryPoint) -> Any:
@@ -65,15 +66,17 @@ class CommandGroup(TyperGroup):
     Typer's contexts and commands are typed as Any: the classes behind them are private to typer.
     """
 
+    entry_point_group = COMMAND_GROUP
+
     def __init__(self, **attrs: Any) -> None:
         super().__init__(**attrs)
-        for name in sorted(_registered()):
+        for name in sorted(_registered(self.entry_point_group)):
             self.commands[name] = TyperCommand(name, help=_SUMMARIES.get(name))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Replace the stand-in by the imported subcommand."""
         name, stand_in, rest = super().resolve_command(ctx, args)
-        return name, _load(_registered()[name]) if name and stand_in else stand_in, rest
+        return name, _load(_registered(self.entry_point_group)[name]) if name and stand_in else stand_in, rest
 
     def invoke(self, ctx: Any) -> Any:
         """Run the subcommand; show what is wrong in one line."""
@@ -89,7 +92,7 @@ class CommandGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except ModuleNotFoundError as error:
-            entry_point = _registered().get(name or "")
+            entry_point = _registered(self.entry_point_group).get(name or "")
             explained = entry_point and missing_extra(f"quorum {name}", entry_point, error)
             if not explained:
                 raise

@@ -107,6 +107,9 @@ def test_figures_are_those_of_the_servers_answers(
     mean = np.mean(margins, axis=1)
     accuracy = report["pairs"]["all"]["accuracy"]
     assert accuracy["scorings"]["mean"]["value"] == pytest.approx(np.mean((np.sign(mean) + 1) / 2))
+    # Margins in calibrated units: what the server's probability is made of. fp32 and other batches.
+    brier = np.mean((1 - 1 / (1 + np.exp(-bundle.manifest.pair_temperature * mean))) ** 2)
+    assert report["pairs"]["all"]["calibration"]["bundle"]["brier"] == pytest.approx(brier, rel=1e-4)
     by_member = [accuracy["members"][name]["value"] for name in ("m00", "m01", "m02")]
     assert by_member == pytest.approx(np.mean((np.sign(margins) + 1) / 2, axis=0))
     for line in files["pools"].read_text().splitlines():

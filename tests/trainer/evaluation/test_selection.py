@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from quorum_model.calibration import center_group
+from quorum_trainer.evaluation.reliability import assign_folds
 from quorum_trainer.evaluation.scorings import Scoring, beta_grid
 from quorum_trainer.evaluation.selection import (
     FLIPS,
@@ -113,13 +114,24 @@ def test_a_single_prompt_leaves_the_mean() -> None:
     assert selection.advantage.low is None
 
 
-def test_cross_validation_chooses_on_other_prompts() -> None:
-    # Scoring 1 is better on one prompt alone, by a great deal: chosen there only from the others, where it is worse.
-    values = np.zeros((2, 10))
-    values[1] = -1.0
-    values[1, 3] = 1000.0
-    judged = cross_validate(values, np.arange(10))
-    assert judged[3] == 0.0
+def test_what_is_chosen_is_judged_on_other_prompts() -> None:
+    """Each of five traps is the best on four folds and bad on the fifth; a steady scoring is the best overall."""
+    clusters = np.arange(40)
+    folds = assign_folds(clusters)
+    rng = np.random.default_rng(5)
+    steady = 1.0 + rng.normal(0, 0.1, 40)
+    traps = np.array([np.where(folds == fold, -9.0, 1.5) for fold in range(5)])
+    values = np.concatenate([np.zeros((1, 40)), steady[None], traps])
+    # The other four folds say: the trap of this one.
+    assert cross_validate(values, clusters).tolist() == [-9.0] * 40
+    # So the steady one, however clear on all prompts, is not taken: the rule that found it cannot be relied on.
+    assert one_standard_error_choice(values, clusters) == 1
+    assert luck(values, clusters, 1) < 0.01
+    selection = select_scoring(beta_grid()[:7], values, clusters)
+    assert selection.chosen.mode == "mean"
+    assert selection.best == beta_grid()[1]
+    assert "not surely so" in selection.reason
+    assert selection.advantage.value == -9.0
 
 
 def test_standard_error_of_single_rows_is_the_usual_one_and_of_repeated_rows_no_smaller() -> None:

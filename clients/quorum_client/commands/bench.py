@@ -1,0 +1,26 @@
+"""`quorum bench WHAT`: benchmarks, each registered by the package that it measures.
+
+    argv  --entry point of that name in `quorum.benchmarks`-->  benchmark
+
+The same mechanism as `quorum` itself, one level down.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from quorum_client.cli import CommandGroup
+
+
+class BenchmarkGroup(CommandGroup):
+    """Lists the registered benchmarks, and imports the one that is called."""
+
+    entry_point_group = "quorum.benchmarks"
+
+
+bench = typer.Typer(cls=BenchmarkGroup, name="bench", no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@bench.callback()
+def describe() -> None:
+    """Measure speed against what one would run instead; peers take turns in the same run."""

@@ -1,0 +1,1 @@
+"""What every `quorum bench` has in common: contestants that take turns, and the environment on record."""

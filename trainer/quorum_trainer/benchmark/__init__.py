@@ -1,0 +1,1 @@
+"""`quorum bench train`: members trained together against the same members trained one after another by PEFT."""

