@@ -21,7 +21,7 @@ from quorum_model.benchmark.environment import describe_environment
 from quorum_model.benchmark.turns import Turns, take_turns
 from quorum_model.sources import resolve_backbone
 from quorum_trainer.benchmark.contestants import Task, folded, peft_one_by_one
-from quorum_trainer.benchmark.workload import draw_pairs, num_tokens
+from quorum_trainer.benchmark.workload import LONGEST, draw_pairs, num_tokens
 from quorum_trainer.config import Layers
 
 console = Console(stderr=True)
@@ -43,7 +43,9 @@ def train(
     if threads:
         torch.set_num_threads(threads)
     folder = resolve_backbone(backbone)
-    pairs = draw_pairs(steps * batch_pairs, load_backbone(folder).vocab_size)
+    loaded = load_backbone(folder)
+    longest = min(LONGEST, loaded.max_positions or LONGEST)
+    pairs = draw_pairs(steps * batch_pairs, loaded.vocab_size, longest=longest)
 
     def task(layers: Layers, *, shared_order: bool) -> Task:
         return Task(folder, pairs, members, rank, layers, steps, batch_pairs, shared_order)

@@ -15,9 +15,10 @@ from quorum_trainer.data import EncodedPair
 
 # Fitted by eye to tokens of human dialogues cut at 256: median about 105, a long tail.
 _MEDIAN, _SIGMA, _SHORTEST = 105, 0.65, 12
+LONGEST = 256
 
 
-def draw_pairs(num_pairs: int, vocab_size: int, *, longest: int = 256, seed: int = 0) -> list[EncodedPair]:
+def draw_pairs(num_pairs: int, vocab_size: int, *, longest: int = LONGEST, seed: int = 0) -> list[EncodedPair]:
     """Pairs of random token ids whose lengths are log-normal; both sides of a pair share most of their length."""
     draw = random.Random(seed)  # noqa: S311 - lengths, not secrets
     pairs = []
