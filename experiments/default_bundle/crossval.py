@@ -3,8 +3,8 @@
     QUORUM_DATA=... python experiments/default_bundle/crossval.py --fold 0 [--phase1 none|shared_adapter|full]
 
 Trains the recipe of config.yaml on every source, with hh_harmless replaced by the folds other than the one asked for
-(by prompt), and scores that fold. Writes one JSON file a fold to results/, so that a run can stop between folds;
-`--summary` adds up what is there.
+(by prompt), and scores that fold. Can be stopped at any time and goes on from its last checkpoint in runs/. Writes one
+JSON file a fold to results/; `--summary` adds up what is there.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from quorum_trainer.config import PhaseOne, TrainConfig, read_config
 from quorum_trainer.data import EncodedPair, assign_folds, encode_pairs, read_pairs, read_source, split_held_out, take
 from quorum_trainer.measure import accuracies
 from quorum_trainer.prepare import find_base
+from quorum_trainer.runs.run_folder import RunFolder
 from quorum_trainer.training.ensemble import train_ensemble
 from quorum_trainer.training.held_out import score_pairs
 from quorum_trainer.training.loop import Surroundings
@@ -87,8 +88,10 @@ def run_fold(fold: int, phase1: str) -> dict[str, Any]:
     config = variant_of(read_config(HERE / "config.yaml"), phase1)
     base = find_base(config)
     data = make_fold(config, base.encoder, fold)
+    keeper = RunFolder(HERE / "runs" / f"{phase1}-{fold}", checkpoint_seconds=120)
+    keeper.claim(config, {}, resume=True)
     started = time.monotonic()
-    trained = train_ensemble(config, base.start, data.train, Surroundings(reporter=Lines()))
+    trained = train_ensemble(config, base.start, data.train, Surroundings(keeper=keeper, reporter=Lines()))
     seconds = time.monotonic() - started
     calibration = (scores.numpy() for scores in score_pairs(trained.model, data.calibration))
     means, scales = fit_member_calibration(*calibration)
