@@ -170,7 +170,7 @@ def test_a_folder_that_holds_something_is_left_alone(bundle: Bundle, files: dict
     (tmp_path / "mine").write_text("keep")
     result = run(bundle.path, "--pairs", files["pairs"], "--report", tmp_path)
     assert isinstance(result.exception, InvalidRequest)
-    assert "not empty" in result.exception.message
+    assert "not empty; give another" in result.exception.message  # before scoring, not at the rename
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
