@@ -40,8 +40,8 @@ SOURCE = "hh_harmless"
 def variant_of(config: TrainConfig, phase1: str) -> TrainConfig:
     """The recipe with another phase 1.
 
-    full: the backbone itself, at a learning rate that suits it. none: all of it is phase 2's: as many epochs as both
-    phases had, adapters on all layers.
+    full: the backbone itself, at a learning rate that suits it. none: all of it is phase 2's, for as many epochs as both
+    phases had; on the layers that it has, since adapters on all layers would cost five times as much.
     """
     assert config.phase1 is not None
     assert config.phase2 is not None
@@ -51,8 +51,7 @@ def variant_of(config: TrainConfig, phase1: str) -> TrainConfig:
         full = {**config.phase1.model_dump(exclude={"lora"}), "method": "full", "lr": 5e-5, "head_lr": 5e-4}
         return config.model_copy(update={"phase1": PhaseOne.model_validate(full)})
     epochs = config.phase1.epochs + config.phase2.epochs
-    lora = config.phase2.lora.model_copy(update={"layers": "all"})
-    changes = {"epochs": epochs, "lora": lora, "lr": config.phase1.lr, "head_lr": config.phase1.head_lr}
+    changes = {"epochs": epochs, "lr": config.phase1.lr, "head_lr": config.phase1.head_lr}
     return config.model_copy(update={"phase1": None, "phase2": config.phase2.model_copy(update=changes)})
 
 
