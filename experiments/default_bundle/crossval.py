@@ -40,8 +40,8 @@ SOURCE = "hh_harmless"
 def variant_of(config: TrainConfig, phase1: str) -> TrainConfig:
     """The recipe with another phase 1.
 
-    full: the backbone itself, at a learning rate that suits it. none: all of it is phase 2's, for as many epochs as both
-    phases had; on the layers that it has, since adapters on all layers would cost five times as much.
+    full: the backbone itself, at a learning rate that suits it. none: phase 2 alone, for as many epochs as both had;
+    on the layers that it has, since adapters on all layers would cost five times as much.
     """
     assert config.phase1 is not None
     assert config.phase2 is not None
