@@ -71,12 +71,12 @@ class MemberEntry(_Frozen):
 class PromptFormat(_Frozen):
     """How (prompt, response) becomes text: a chat template in Jinja, as Transformers renders it.
 
-    origin: "tokenizer" (the backbone's own chat template) or "plain" (ours). fingerprint: first 16 hex digits of the
-    sha256 over template, bos_ids and eos_ids.
+    origin: "tokenizer" (the backbone's own chat template), "plain" (ours) or "imported" (what a model was made with).
+    fingerprint: first 16 hex digits of the sha256 over template, bos_ids and eos_ids.
     """
 
     template: str
-    origin: Literal["tokenizer", "plain"]
+    origin: Literal["tokenizer", "plain", "imported"]
     fingerprint: str = Field(pattern=r"^[0-9a-f]{16}$")
 
 

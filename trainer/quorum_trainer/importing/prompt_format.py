@@ -188,14 +188,14 @@ def _joined(convention: Convention, tokenizer: Any) -> TokenFormat:
     eos_ids = [*([int(tokenizer.eos_token_id)] if convention.closing else []), *ending]
     while eos_ids and eos_ids[-1] == convention.ignored_id:
         eos_ids.pop()
-    return _make(convention.template, "plain", opening, eos_ids)
+    return _make(convention.template, "imported", opening, eos_ids)
 
 
 def _chat_format(convention: Convention, tokenizer: Any, known: list[list[int]]) -> TokenFormat:
     opening, ending = _special_ids(tokenizer)
     bos_ids = _common_run(known, {tokenizer.bos_token_id, tokenizer.cls_token_id, *opening})
     eos_ids = _common_run([ids[::-1] for ids in known], {tokenizer.eos_token_id, tokenizer.sep_token_id, *ending})
-    origin = "tokenizer" if convention.is_own else "plain"
+    origin = "tokenizer" if convention.is_own else "imported"
     if eos_ids and eos_ids[0] == convention.ignored_id:
         token = str(tokenizer.convert_ids_to_tokens(eos_ids[0]))
         return _make(_without_ending(convention.template, token, len(eos_ids)), origin, bos_ids, [])
