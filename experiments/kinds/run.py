@@ -64,9 +64,8 @@ def sample(name: str, most: int, folder: Path) -> Path:
 
 def quorum(*arguments: str) -> dict[str, Any]:
     """Run a command of ours and read its last line."""
-    done = subprocess.run(
-        [sys.executable, "-m", "quorum_client.cli", *arguments, "--json"], stdout=subprocess.PIPE, check=True
-    )
+    command = [sys.executable, "-m", "quorum_client.cli", *arguments, "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)  # noqa: S603 - our own command
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
 
