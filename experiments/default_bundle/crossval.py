@@ -87,8 +87,9 @@ def run_fold(fold: int, phase1: str) -> dict[str, Any]:
     config = variant_of(read_config(HERE / "config.yaml"), phase1)
     base = find_base(config)
     data = make_fold(config, base.encoder, fold)
-    keeper = RunFolder(HERE / "runs" / f"{phase1}-{fold}", checkpoint_seconds=120)
-    keeper.claim(config, {}, resume=True)
+    folder = HERE / "runs" / f"{phase1}-{fold}"
+    keeper = RunFolder(folder, checkpoint_seconds=120)
+    keeper.claim(config, base.hashes(), resume=(folder / "config.yaml").exists())
     started = time.monotonic()
     trained = train_ensemble(config, base.start, data.train, Surroundings(keeper=keeper, reporter=Lines()))
     seconds = time.monotonic() - started

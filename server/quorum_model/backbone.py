@@ -103,6 +103,7 @@ def load_backbone(folder: Path, *, dtype: torch.dtype = torch.float32, quantizat
             num_labels=1,
             dtype=dtype,
             quantization_config=quantization,
+            device_map=None if quantization is None else {"": torch.cuda.current_device()},
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,

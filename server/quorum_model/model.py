@@ -112,11 +112,9 @@ class EnsembleModel(nn.Module):
             raise ValueError(f"expected 1 or {len(which)} rows, got {len(rows)}")
         if self.num_adapters == 1:  # one body for all members: nothing to choose there
             return self._scores(rows, range(1), members)
+        # Left as it is until the next forward: recomputed activations, in the backward pass, are of these members too.
         set_members(self.folded.values(), members)
-        try:
-            return self._scores(rows, which, members)
-        finally:
-            set_members(self.folded.values(), ALL_MEMBERS)
+        return self._scores(rows, which, members)
 
     def _scores(self, rows: Rows, adapters: range, members: slice) -> Tensor:
         packed = self.attention == "packed"

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from quorum_model.bundle.read import read_bundle
-from quorum_trainer.config import TrainConfig
+from quorum_trainer.config import ConfigError, TrainConfig
 from quorum_trainer.prepare import find_base, load_data
 from quorum_trainer.runs.run_folder import RunFolder
 from quorum_trainer.training.ensemble import train_ensemble
@@ -166,5 +166,7 @@ def test_a_finished_run_leaves_no_tensors_behind(make_config: Callable[..., Trai
     from quorum_trainer.command import run
 
     assert run(make_config(checkpoint_minutes=0), tmp_path / "out") is not None
+    with pytest.raises(ConfigError, match="nothing to resume"):
+        run(make_config(), tmp_path / "other", resume=True)
     left = sorted(path.name for path in (tmp_path / "out.run").rglob("*") if path.is_file())
-    assert left == ["config.yaml"]
+    assert left == [".lock", "finished.yaml"]

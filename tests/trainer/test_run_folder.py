@@ -27,7 +27,7 @@ def result() -> StageResult:
 
 
 def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
-    RunFolder(tmp_path / "run", checkpoint_seconds=0).offer("phase 1", lambda: snapshot(3))
+    RunFolder(tmp_path / "run", checkpoint_seconds=0).offer("phase 1", lambda: snapshot(3), stop=False)
     again = RunFolder(tmp_path / "run", checkpoint_seconds=0)
     found = again.resume("phase 1")
     assert found is not None
@@ -38,7 +38,7 @@ def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
 
 def test_a_result_comes_back_and_ends_the_checkpoint(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, checkpoint_seconds=0)
-    folder.offer("phase 1", lambda: snapshot(3))
+    folder.offer("phase 1", lambda: snapshot(3), stop=False)
     assert folder.result("phase 1") is None
     folder.finish("phase 1", result())
     assert folder.resume("phase 1") is None
@@ -58,18 +58,19 @@ def test_a_result_comes_back_and_ends_the_checkpoint(tmp_path: Path) -> None:
 
 def test_nothing_is_written_before_its_time(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, checkpoint_seconds=3600)
-    folder.offer("phase 1", lambda: pytest.fail("too early"))
+    folder.offer("phase 1", lambda: pytest.fail("too early"), stop=folder.is_asked_to_stop())
     folder.ask_to_stop()
     with pytest.raises(TrainingInterrupted, match="--resume"):
-        folder.offer("phase 1", lambda: snapshot(4))
+        folder.offer("phase 1", lambda: snapshot(4), stop=folder.is_asked_to_stop())
     found = folder.resume("phase 1")
     assert found is not None
     assert found.numbers["step"] == 4
 
 
-def test_only_one_worker_writes(tmp_path: Path) -> None:
+def test_only_one_worker_writes(tmp_path: Path, make_config: Callable[..., TrainConfig]) -> None:
     reader = RunFolder(tmp_path / "run", checkpoint_seconds=0, is_writer=False)
-    reader.offer("phase 1", lambda: pytest.fail("not its task"))
+    reader.claim(make_config(), {}, resume=False)
+    reader.offer("phase 1", lambda: pytest.fail("not its task"), stop=False)
     assert not (tmp_path / "run").exists()
 
 
@@ -81,12 +82,30 @@ def test_a_broken_checkpoint_is_said(tmp_path: Path) -> None:
 
 def test_a_folder_is_of_one_run(tmp_path: Path, make_config: Callable[..., TrainConfig]) -> None:
     config = make_config()
-    RunFolder(tmp_path / "run", checkpoint_seconds=0).claim(config, {"toy": "aa"}, resume=False)
-    again = RunFolder(tmp_path / "run", checkpoint_seconds=0)
+    hashes = {"data toy": "aa", "backbone": "bb"}
+
+    def claim(config: TrainConfig, hashes: dict[str, str], *, resume: bool) -> RunFolder:
+        folder = RunFolder(tmp_path / "run", checkpoint_seconds=0)
+        folder.claim(config, hashes, resume=resume)
+        return folder
+
+    with pytest.raises(ConfigError, match="nothing to resume"):
+        claim(config, hashes, resume=True)
+    first = claim(config, hashes, resume=False)
+    with pytest.raises(ConfigError, match="another process"):
+        claim(config, hashes, resume=True)
+    del first  # and its lock
     with pytest.raises(ConfigError, match="--resume"):
-        again.claim(config, {"toy": "aa"}, resume=False)
-    again.claim(config.model_copy(update={"checkpoint_minutes": 3.0}), {"toy": "aa"}, resume=True)
+        claim(config, hashes, resume=False)
+    assert config.phase2 is not None
+    lighter = config.phase2.model_copy(update={"members_at_once": 1, "micro_batch_pairs": 2})
+    claim(config.model_copy(update={"phase2": lighter, "checkpoint_minutes": 3.0}), hashes, resume=True)
     with pytest.raises(ConfigError, match="data toy differs"):
-        again.claim(config, {"toy": "bb"}, resume=True)
-    with pytest.raises(ConfigError, match="config max_length differs"):
-        again.claim(config.model_copy(update={"max_length": 41}), {"toy": "aa"}, resume=True)
+        claim(config, {**hashes, "data toy": "bb"}, resume=True)
+    with pytest.raises(ConfigError, match="backbone differs"):
+        claim(config, {**hashes, "backbone": "cc"}, resume=True)
+    faster = config.phase2.model_copy(update={"lr": 1.0})
+    with pytest.raises(ConfigError, match=r"phase2\.lr differs"):
+        claim(config.model_copy(update={"phase2": faster}), hashes, resume=True)
+    claim(config, hashes, resume=True).close()
+    claim(config, hashes, resume=False)  # a finished run is in nobody's way

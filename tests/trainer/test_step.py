@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -36,10 +37,13 @@ def make_ensemble(name: str = "bert", dtype: torch.dtype = torch.float64) -> Ens
     return EnsembleModel(backbone, [m.lora for m in members], [m.head for m in members], architecture.pooling)
 
 
-def after(model: EnsembleModel, steps: int = 3, *, shared: bool = False, **settings: Any) -> list[torch.Tensor]:
+def after(
+    model: EnsembleModel, steps: int = 3, *, shared: bool = False, ties: bool = False, **settings: Any
+) -> list[torch.Tensor]:
     """Everything trained, after some steps."""
     trainables = trainables_of(model, backbone=False)
-    orders = PairOrders(make_pairs(), SEEDS[:1] if shared else SEEDS, shared=shared, batch_pairs=6)
+    pairs = [replace(pair, tie=ties) for pair in make_pairs()]
+    orders = PairOrders(pairs, SEEDS[:1] if shared else SEEDS, shared=shared, batch_pairs=6)
     if "anchor" in settings:
         settings["first"] = [p.detach().clone() for p in anchored(trainables, 3)]
     train_phase(model, trainables, orders, OPTIONS, StepSettings(clip=OPTIONS.clip, **settings), total=steps)
@@ -138,9 +142,11 @@ def test_nuclear_norm_makes_members_more_diverse() -> None:
 
 
 def test_label_smoothing_and_ties_reach_the_gradient() -> None:
-    plain = after(make_ensemble(), 1)
+    plain = after(make_ensemble(), 1, loss=LossOptions(centring=0))
     smoothed = after(make_ensemble(), 1, loss=LossOptions(label_smoothing=0.2, centring=0))
+    tied = after(make_ensemble(), 1, loss=LossOptions(centring=0), ties=True)
     assert largest_difference(plain, smoothed) > 1e-6
+    assert largest_difference(plain, tied) > 1e-6
 
 
 def test_the_result_tells_losses_and_norms_before_the_step() -> None:

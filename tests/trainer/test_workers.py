@@ -32,8 +32,7 @@ def test_two_processes_train_what_one_does(make_config: Callable[..., TrainConfi
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(make_config(**RECIPE).model_dump(mode="json", exclude_none=True)))
     train = ["-m", "quorum_client.cli", "train", str(path), "--device", "cpu", "--out"]
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-              "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]  # fmt: skip
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     for prefix, name in (([], "one"), (launch, "two")):
         done = subprocess.run(
             [sys.executable, *prefix, *train, str(tmp_path / name)],
@@ -43,6 +42,7 @@ def test_two_processes_train_what_one_does(make_config: Callable[..., TrainConfi
             check=False,
         )
         assert done.returncode == 0, done.stderr
+        assert ("2 processes" in done.stderr) == (name == "two")
     one, two = (read_bundle(tmp_path / name) for name in ("one", "two"))
     left, right = (np.array([item.scores for item in read_golden(bundle)]) for bundle in (one, two))
     scale = np.array([member.calibration.scale for member in one.manifest.members])

@@ -8,7 +8,6 @@ The order of a run, and all of its output; the work is done elsewhere.
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -16,9 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
+from accelerate import Accelerator
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from quorum_model.bundle.read import Bundle
@@ -26,7 +26,7 @@ from quorum_model.member_scorer import choose_device
 from quorum_trainer.config import ConfigError, TrainConfig, read_config
 from quorum_trainer.export import export_bundle
 from quorum_trainer.measure import Measured, measure
-from quorum_trainer.prepare import Base, Dataset, find_base, load_data
+from quorum_trainer.prepare import Base, Dataset, find_base, load_data, require_portable
 from quorum_trainer.runs.progress import ProgressReporter
 from quorum_trainer.runs.publish import check_repository, push_bundle
 from quorum_trainer.runs.run_folder import RunFolder
@@ -58,7 +58,7 @@ def train(
     if push is not None:
         check_repository(push)
     started = time.monotonic()
-    finished = run(settings, target, resume=resume, device=device)
+    finished = run(settings, target, resume=resume, device=device, for_hub=push is not None)
     if finished is None:  # another process writes the bundle
         return
     bundle, measured = finished
@@ -79,9 +79,16 @@ def train(
 
 
 def run(
-    settings: TrainConfig, target: Path, *, resume: bool = False, device: str = "auto"
+    settings: TrainConfig, target: Path, *, resume: bool = False, device: str = "auto", for_hub: bool = False
 ) -> tuple[Bundle, Measured] | None:
     """Train what `settings` says and write the bundle to `target`; None in all processes but the first.
+
+    Args:
+        settings: checked.
+        target: must not exist.
+        resume: go on with the run beside `target`.
+        device: auto, cpu, cuda.
+        for_hub: refuse at once what others could not load.
 
     Raises:
         ConfigError: `target` exists, or the run folder beside it holds a run and `resume` was not said.
@@ -95,14 +102,19 @@ def run(
     accelerator = make_accelerator(settings, folder, on_cpu=chosen.type == "cpu")
     chosen = accelerator.device if accelerator.num_processes > 1 else chosen
     base = find_base(settings)
+    if for_hub:
+        require_portable(settings, base)
     data = load_data(settings, base.encoder)
     keeper = RunFolder(
         folder, checkpoint_seconds=60 * settings.checkpoint_minutes, is_writer=accelerator.is_main_process
     )
-    keeper.claim(settings, data.hashes(), resume=resume)
+    keeper.claim(settings, {**base.hashes(), **data.hashes()}, resume=resume)
+    accelerator.wait_for_everyone()
     start_trackers(accelerator, settings)
-    with _stopping(keeper), ProgressReporter(console, quiet=not accelerator.is_main_process) as progress:
-        progress.say(*_opening_lines(settings, base, data, chosen))
+    quiet = not accelerator.is_main_process
+    with _tracked(accelerator), _stopping(keeper), ProgressReporter(console, quiet=quiet) as progress:
+        where = f"{chosen}, {accelerator.num_processes} processes" if accelerator.num_processes > 1 else str(chosen)
+        progress.say(*_opening_lines(data, where), *estimate_memory(settings, base.start, data.train, chosen).lines())
         around = Surroundings(
             keeper=keeper,
             reporter=Together([progress, TrackerReporter(accelerator)]),
@@ -110,11 +122,10 @@ def run(
             held_out=data.held_out,
         )
         trained = train_ensemble(settings, base.start, data.train, around, chosen)
-    accelerator.end_training()
     if not accelerator.is_main_process:
         return None
     finished = _measure_and_export(settings, target, base, data, trained)
-    shutil.rmtree(folder / "results")
+    keeper.close()
     return finished
 
 
@@ -125,19 +136,26 @@ def _measure_and_export(
     chosen, rejected = score_pairs(trained.model, decided)
     measured = measure(chosen.numpy(), rejected.numpy(), decided)
     metrics = {**measured.metrics, "data": data.audit.as_metrics()}
-    bundle = export_bundle(
-        target, settings, trained, measured, base=base, training_data=data.described, metrics=metrics
-    )
+    described = [*base.training_data(), *data.described]
+    bundle = export_bundle(target, settings, trained, measured, base=base, training_data=described, metrics=metrics)
     return bundle, measured
 
 
-def _opening_lines(settings: TrainConfig, base: Base, data: Dataset, device: torch.device) -> list[str]:
+def _opening_lines(data: Dataset, where: str) -> list[str]:
     tokens = sum(pair.num_tokens for pair in data.train)
     return [
-        f"{len(data.train)} training pairs ({tokens:,} tokens), {len(data.held_out)} held out; on {device}",
+        f"{len(data.train)} training pairs ({tokens:,} tokens), {len(data.held_out)} held out; on {where}",
         *data.audit.summary_lines(),
-        *estimate_memory(settings, base.start, data.train, device).lines(),
     ]
+
+
+@contextmanager
+def _tracked(accelerator: Accelerator) -> Iterator[None]:
+    """Trackers are closed whatever happens."""
+    try:
+        yield
+    finally:
+        accelerator.end_training()
 
 
 @contextmanager
@@ -165,7 +183,7 @@ def _print_summary(bundle: Bundle, measured: Measured) -> None:
         table.add_column(column)
     for source, figures in measured.metrics["held_out"].items():
         table.add_row(
-            source,
+            escape(source),
             str(figures["num_pairs"]),
             f"{figures['ensemble_mean']:.3f}",
             f"{figures['members_average']:.3f}",

@@ -102,7 +102,7 @@ def export_bundle(
                 (root / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.move(folder, root / name)
             _write_shared_adapter(root, config, trained, base)
-            _write_members(root, config, trained, base)
+            _write_members(root, config, trained, backbone.reference)
             write_golden(root, _golden_items(trained, base.encoder))
 
         return write_bundle(target, manifest, write_files)
@@ -170,7 +170,7 @@ def _write_shared_adapter(root: Path, config: TrainConfig, trained: TrainedEnsem
     )
 
 
-def _write_members(root: Path, config: TrainConfig, trained: TrainedEnsemble, base: Base) -> None:
+def _write_members(root: Path, config: TrainConfig, trained: TrainedEnsemble, backbone: BackboneRef) -> None:
     names = _member_names(config)
     if isinstance(trained.model, SinglesModel):
         heads = [model.heads.member_state(0) for model in trained.model.models if isinstance(model, EnsembleModel)]
@@ -185,7 +185,7 @@ def _write_members(root: Path, config: TrainConfig, trained: TrainedEnsemble, ba
         write_adapter(
             root / "members" / name,
             AdapterState(model.adapter_of(index), head),
-            base_source=base.reference.source,
+            base_source=backbone.source,
             alpha=config.phase2.lora.alpha,
             head_modules=model.backbone.head.module_names,
         )

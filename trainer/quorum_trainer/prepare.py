@@ -50,6 +50,15 @@ class Base:
     encoder: PromptEncoder
     bundle: Bundle | None = None
 
+    def hashes(self) -> dict[str, str]:
+        """Of everything here that scores depend on."""
+        found = {"backbone": self.reference.weights_sha256, "tokenizer": self.reference.tokenizer_sha256}
+        return {**found, "start_from": self.bundle.version} if self.bundle is not None else found
+
+    def training_data(self) -> list[TrainingData]:
+        """What the bundle that is started from was trained on."""
+        return list(self.bundle.manifest.training_data) if self.bundle is not None else []
+
     @property
     def shared_adapter_folder(self) -> Path | None:
         """Of the bundle that is started from, where it has one."""
@@ -69,7 +78,7 @@ class Dataset:
 
     def hashes(self) -> dict[str, str]:
         """sha256 of every source, by name."""
-        return {data.name: data.sha256 for data in self.described}
+        return {f"data {data.name}": data.sha256 for data in self.described}
 
 
 def find_base(config: TrainConfig) -> Base:
@@ -93,7 +102,10 @@ def find_base(config: TrainConfig) -> Base:
         max_length=config.max_length,
         truncation=config.truncation,
     )
-    reference = reference_to(config.backbone, folder, revision=config.revision)
+    revision = config.revision
+    if folder.parent.name == "snapshots":  # of the hub's cache: its name is the commit, which no branch moves away from
+        revision = folder.name
+    reference = reference_to(config.backbone, folder, revision=revision)
     return Base(Start(folder), reference, prompt, bos_ids, eos_ids, encoder)
 
 
@@ -133,6 +145,17 @@ def _heads_to_start_from(config: TrainConfig, bundle: Bundle) -> Sequence[Mappin
     return heads
 
 
+def require_portable(config: TrainConfig, base: Base) -> None:
+    """Refuse a bundle that only this machine could load.
+
+    Raises:
+        ConfigError: its backbone would be a folder here.
+    """
+    in_bundle = config.phase1 is not None and config.phase1.method == "full"
+    if not in_bundle and Path(base.reference.source).is_absolute():
+        raise ConfigError("--push: the backbone is a folder of this machine; give a hub id, or train it in full")
+
+
 def load_data(config: TrainConfig, encoder: PromptEncoder) -> Dataset:
     """Read, split, audit and encode every source.
 
@@ -149,6 +172,8 @@ def load_data(config: TrainConfig, encoder: PromptEncoder) -> Dataset:
     splits, audit = audit_splits(splits)
     if not any(audit.train.values()):
         raise ConfigError("no pairs are left to train on: every prompt is held out")
+    if config.loss.margins and not any(pair.margin is not None for split in splits for pair in split.train):
+        raise ConfigError("loss.margins: no training pair has a margin")
     if not any(not pair.tie for split in splits for pair in split.held_out):
         raise ConfigError("no pairs are held out: calibration needs some, and not ties alone (data.held_out)")
     train, held_out_pairs, described = [], [], []

@@ -73,11 +73,11 @@ def test_pairs_carry_source_phase_weight_margin_and_tie(
 def test_leaks_between_sources_are_dropped_and_returned(
     settings: Callable[..., TrainConfig], encoder: PromptEncoder
 ) -> None:
-    one = {"name": "one[red]", "rows": rows(*FRUIT), "held_out": 0}
+    one = {"name": "one-red", "rows": rows(*FRUIT), "held_out": 0}
     two = {"name": "two", "hub": True, "rows": rows(*(prompt.upper() for prompt in FRUIT)), "held_out": 0.4}
     data = load_data(settings(one, two), encoder)
     # The second source holds four prompts out, and the first trains on all ten: in another spelling.
-    assert data.audit.leaks.by_source == {"one[red]": 4}
+    assert data.audit.leaks.by_source == {"one-red": 4}
     assert [len(data.train), len(data.held_out)] == [6 + 6, 4]
     assert [described.num_pairs for described in data.described] == [6, 6]
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from quorum_model.bundle.manifest import NAME_PATTERN
 from quorum_trainer.config.base import ConfigModel
 
 
@@ -22,7 +23,7 @@ class DataSource(ConfigModel):
     weight: how often a pair is seen in an epoch, relative to once: 2 is twice, 0.5 every second epoch on average.
     """
 
-    name: str = Field(min_length=1)
+    name: str = Field(pattern=NAME_PATTERN)
     path: str | None = Field(None, min_length=1)
     hub: str | None = Field(None, min_length=1)
     split: str | None = Field(None, min_length=1)
@@ -33,6 +34,12 @@ class DataSource(ConfigModel):
     max_pairs: int | None = Field(None, ge=1)
     phase: Literal[1, 2] | None = None
     weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _check_name(self) -> DataSource:
+        if self.name == "all":
+            raise ValueError("a source cannot be called all: that is the name of all together")
+        return self
 
     @model_validator(mode="after")
     def _check_place(self) -> DataSource:

@@ -37,15 +37,15 @@ class Optimisation(ConfigModel):
 
     lr: peak learning rate; head_lr: the heads' own, `lr` if left out. warmup: share of the steps. clip: gradient norm,
     a member's. micro_batch_pairs: pairs whose activations are held at once, all of the batch if left out: changes
-    memory, not the result. evaluate_every: epochs between two looks at the held-out loss; patience: stop after so many
-    looks without a better one, and go back to the best.
+    memory, not the result (but for the masks of adapters' dropout). evaluate_every: epochs between two looks at the
+    held-out loss; patience: stop after so many looks without a better one, and go back to the best.
     """
 
-    epochs: float = Field(1, gt=0)
+    epochs: float = Field(1, gt=0, allow_inf_nan=False)
     batch_pairs: int = Field(16, ge=1)
     micro_batch_pairs: int | None = Field(None, ge=1)
-    lr: float = Field(gt=0)
-    head_lr: float | None = Field(None, gt=0)
+    lr: float = Field(gt=0, allow_inf_nan=False)
+    head_lr: float | None = Field(None, gt=0, allow_inf_nan=False)
     schedule: Schedule = "cosine"
     warmup: float = Field(0.05, ge=0, le=1)
     weight_decay: float = Field(0.0, ge=0)
@@ -112,7 +112,7 @@ class Diversity(ConfigModel):
     """
 
     bootstrap: bool = False
-    lr_spread: float = Field(1.0, ge=1)
+    lr_spread: float = Field(1.0, ge=1, allow_inf_nan=False)
     dropout_spread: float = Field(0.0, ge=0, lt=1)
-    anchor: float = Field(0.0, ge=0)
-    nuclear_norm: float = Field(0.0, ge=0)
+    anchor: float = Field(0.0, ge=0, allow_inf_nan=False)
+    nuclear_norm: float = Field(0.0, ge=0, allow_inf_nan=False)

@@ -48,6 +48,8 @@ def _with_paths(config: TrainConfig, folder: Path) -> TrainConfig:
             data.append(source.model_copy(update={"path": str(_resolve(source.path, folder, what))}))
         else:
             data.append(source.model_copy(update={"hub": _folder_or_id(source.hub, folder, what)}))
+    if config.revision is not None and _folder_or_id(config.backbone, folder, "backbone") != config.backbone:
+        raise ConfigError("revision is for hub ids: a folder has none")
     changes = {
         "data": data,
         "backbone": _folder_or_id(config.backbone, folder, "backbone"),

@@ -64,6 +64,8 @@ class TrainConfig(ConfigModel):
             raise ValueError("give one of backbone and start_from")
         if self.start_from is not None and (self.kind != "lora" or self.phase1 is not None):
             raise ValueError("start_from is for kind 'lora' with phase2 alone")
+        if self.revision is not None and (self.backbone or "").startswith("package:"):
+            raise ValueError("revision is for hub ids: a package has a version")
         if self.start_from is not None and (self.pooling is not None or self.revision is not None):
             raise ValueError("start_from brings its own pooling and revision")
         if len({source.name for source in self.data}) != len(self.data):
@@ -89,8 +91,17 @@ class TrainConfig(ConfigModel):
         lora = self.phase2.lora if self.phase2 is not None else None
         if self.diversity.nuclear_norm and lora is None:
             raise ValueError("diversity.nuclear_norm is for members with adapters: kind 'lora'")
-        if self.diversity.dropout_spread and (lora is None or lora.dropout < self.diversity.dropout_spread):
-            raise ValueError("diversity.dropout_spread must not exceed phase2.lora.dropout")
+        spread = self.diversity.dropout_spread
+        if spread and (lora is None or not spread <= lora.dropout < 1 - spread):
+            raise ValueError("diversity.dropout_spread: phase2.lora.dropout minus and plus it must lie in [0, 1)")
+        return self
+
+    @model_validator(mode="after")
+    def _check_data_phases(self) -> TrainConfig:
+        phases = {1: self.phase1, 2: self.phase2}
+        for source in self.data:
+            if source.phase is not None and phases[source.phase] is None:
+                raise ValueError(f"data {source.name} is for phase {source.phase}, which this run does not have")
         return self
 
     def member_seeds(self) -> list[int]:

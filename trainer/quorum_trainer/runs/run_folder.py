@@ -1,6 +1,6 @@
 """A run on disk: its resolved config, what finished stages left behind, and one checkpoint of the stage under way.
 
-    runs/NAME.run/  config.yaml   results/<stage>.safetensors   checkpoint.safetensors   trackers' files
+    OUT.run/  config.yaml   results/<stage>.safetensors   checkpoint.safetensors   trackers' files   finished.yaml
 
 Every file is written beside its name and renamed into place: after a kill at any moment the folder holds the last
 whole state. Knows nothing of what is trained.
@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -24,8 +27,10 @@ from quorum_trainer.config import ConfigError, TrainConfig
 from quorum_trainer.training.keeper import Snapshot, TrainingInterrupted
 from quorum_trainer.training.stages import StageResult
 
-# Fields that may change between a run and its resumption: they do not touch a number.
-_FREE = {"trackers", "checkpoint_minutes"}
+# Fields that may change between a run and its resumption: they change memory and what is said, not what is computed
+# (but for rounding, and the masks of adapters' dropout under other micro batches).
+_FREE = {"trackers", "checkpoint_minutes", "gradient_checkpointing"}
+_FREE_ENDINGS = (".micro_batch_pairs", ".members_at_once")
 
 
 class RunCorrupt(QuorumError):
@@ -47,26 +52,53 @@ class RunFolder:
         self.path = path
         self._seconds = checkpoint_seconds
         self._is_writer = is_writer
+        self._lock = FileLock(path / ".lock")
         self._last = time.monotonic()
         self._stop = False
         if is_writer:
             (path / "results").mkdir(parents=True, exist_ok=True)
 
-    def claim(self, config: TrainConfig, data_hashes: dict[str, str], *, resume: bool) -> None:
-        """Write down what this run is, or check that it is the one that is resumed.
+    def claim(self, config: TrainConfig, hashes: dict[str, str], *, resume: bool) -> None:
+        """Write down what this run is, or check that it is the one that is resumed; and keep other processes out.
+
+        Args:
+            config: of the run.
+            hashes: of everything else that it depends on: data, backbone.
+            resume: go on with the run that is here, rather than begin one.
 
         Raises:
-            ConfigError: the folder holds a run and `resume` was not said; or holds another run, with the field that
-                differs.
+            ConfigError: the folder holds a run and `resume` was not said, or the other way round; holds another run,
+                with the field that differs; or somebody is at it.
         """
-        values = {"config": config.model_dump(mode="json"), "data": data_hashes}
-        place = self.path / "config.yaml"
-        if place.exists():
+        if not self._is_writer:
+            return
+        self._acquire()
+        values = {"config": config.model_dump(mode="json"), "hashes": hashes}
+        if self._config_path.exists():
             if not resume:
                 raise ConfigError(f"{self.path} holds an unfinished run: go on with --resume, or remove it")
-            _check_same(yaml.safe_load(place.read_text(encoding="utf-8")), values, place)
-        elif self._is_writer:
-            _write_whole(place, lambda path: path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8"))
+            _check_same(yaml.safe_load(self._config_path.read_text(encoding="utf-8")), values, self._config_path)
+        elif resume:
+            raise ConfigError(f"{self.path} holds no unfinished run: there is nothing to resume")
+        else:
+            text = yaml.safe_dump(values, sort_keys=False)
+            _write_whole(self._config_path, lambda path: path.write_text(text, encoding="utf-8"))
+
+    def close(self) -> None:
+        """The run is finished: what was kept for it goes, what it was stays, as finished.yaml."""
+        shutil.rmtree(self.path / "results")
+        self._config_path.replace(self.path / "finished.yaml")
+        self._lock.release()
+
+    def is_asked_to_stop(self) -> bool:
+        """See Keeper."""
+        return self._stop
+
+    def _acquire(self) -> None:
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ConfigError(f"{self.path}: another process is at this run") from error
 
     def ask_to_stop(self) -> None:
         """Stop after the step under way, with a checkpoint."""
@@ -90,18 +122,21 @@ class RunFolder:
             return None
         return Snapshot(found[0], json.loads(found[1]["numbers"]))
 
-    def offer(self, stage: str, take: Callable[[], Snapshot]) -> None:
+    def offer(self, stage: str, take: Callable[[], Snapshot], *, stop: bool) -> None:
         """See Keeper."""
-        stopping = self._stop
-        if not stopping and time.monotonic() - self._last < self._seconds:
+        if not stop and time.monotonic() - self._last < self._seconds:
             return
         if self._is_writer:
             snapshot = take()
             numbers = {"stage": stage, "numbers": json.dumps(snapshot.numbers)}
             _write_tensors(self._checkpoint_path, snapshot.tensors, numbers)
         self._last = time.monotonic()
-        if stopping:
+        if stop:
             raise TrainingInterrupted(f"stopped in {stage}; go on with --resume ({self.path} holds what was done)")
+
+    @property
+    def _config_path(self) -> Path:
+        return self.path / "config.yaml"
 
     @property
     def _checkpoint_path(self) -> Path:
@@ -111,11 +146,22 @@ class RunFolder:
         return self.path / "results" / f"{stage.replace(' ', '-')}.safetensors"
 
 
-def _check_same(old: dict[str, dict[str, object]], new: dict[str, dict[str, object]], place: Path) -> None:
-    for part in ("config", "data"):
-        for key in sorted(set(old[part]) | set(new[part])):
-            if key not in _FREE and old[part].get(key) != new[part].get(key):
-                raise ConfigError(f"{place} is of another run: {part} {key} differs; give another --out")
+def _check_same(old: dict[str, Any], new: dict[str, Any], place: Path) -> None:
+    before, now = _flat(old), _flat(new)
+    for key in sorted(set(before) | set(now)):
+        name = key.partition(".")[2]
+        if name in _FREE or name.endswith(_FREE_ENDINGS) or name.startswith("trackers."):
+            continue
+        if before.get(key) != now.get(key):
+            raise ConfigError(f"{place} is of another run: {name} differs; give another --out")
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaves by their path: `config.phase2.lr`, `config.data.0.path`."""
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    if not parts:
+        return {prefix.rstrip("."): value}
+    return {key: leaf for name, part in parts for key, leaf in _flat(part, f"{prefix}{name}.").items()}
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
@@ -137,9 +183,14 @@ def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """All of a file or nothing, also when the machine goes down."""
     beside = path.with_name(f".{path.name}.new")
     write(beside)
-    descriptor = os.open(beside, os.O_RDONLY)
+    _sync(beside)
+    beside.replace(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    beside.replace(path)

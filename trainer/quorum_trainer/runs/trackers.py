@@ -20,7 +20,7 @@ from quorum_trainer.training.reports import Evaluation, StepReport
 
 
 class TrackerReporter:
-    """Passes a run on to accelerate's trackers.
+    """Passes a run on to accelerate's trackers; steps count on over stages, since some drop steps that go back.
 
     Args:
         accelerator: made by `make_accelerator`, its trackers started.
@@ -28,9 +28,12 @@ class TrackerReporter:
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
+        self._steps_before, self._steps_of_stage = 0, 0
 
-    def begin(self, stage: str, total: int, done: int) -> None:
-        """Nothing to plot."""
+    def begin(self, stage: str, total: int, done: int) -> None:  # noqa: ARG002
+        """The next stage's steps follow this one's."""
+        self._steps_before += self._steps_of_stage
+        self._steps_of_stage = total
 
     def step(self, report: StepReport) -> None:
         """Losses and gradient norms of every member."""
@@ -39,12 +42,13 @@ class TrackerReporter:
             for member, (loss, norm) in enumerate(zip(report.losses, report.gradient_norms, strict=True)):
                 values[f"{report.stage}/loss_m{member:02d}"] = loss
                 values[f"{report.stage}/gradient_norm_m{member:02d}"] = norm
-        self._accelerator.log(values, step=report.step)
+        self._accelerator.log(values, step=self._steps_before + report.step)
 
     def evaluated(self, evaluation: Evaluation) -> None:
         """Loss and accuracy on held-out pairs."""
         values = {"held_out_loss": evaluation.loss, "held_out_accuracy": evaluation.accuracy}
-        self._accelerator.log({f"{evaluation.stage}/{k}": v for k, v in values.items()}, step=evaluation.step)
+        step = self._steps_before + evaluation.step
+        self._accelerator.log({f"{evaluation.stage}/{k}": v for k, v in values.items()}, step=step)
 
 
 def make_accelerator(config: TrainConfig, folder: Path, *, on_cpu: bool) -> Accelerator:

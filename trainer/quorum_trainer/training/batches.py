@@ -42,7 +42,7 @@ class Batch:
 
 def num_steps(weights: Sequence[float], batch_pairs: int, epochs: float) -> int:
     """Optimiser steps of a phase; the last batch of an epoch runs over into the next."""
-    return max(1, math.ceil(sum(weights) * epochs / batch_pairs))
+    return max(1, math.ceil(round(sum(weights) * epochs / batch_pairs, 9)))
 
 
 def endless_order(weights: Sequence[float], seed: int) -> Iterator[int]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from quorum_model.adapters import AdapterState, merge_adapter
-from quorum_model.backbone import Backbone, load_backbone
+from quorum_model.backbone import load_backbone
 from quorum_model.model import EnsembleModel
 from quorum_model.singles import SinglesModel
 from quorum_trainer.config import ConfigError, Diversity, TrainConfig
@@ -71,13 +71,11 @@ def train_ensemble(
         TrainingInterrupted: asked to stop.
     """
     run = Run(config, start, pairs, around or Surroundings(), device or torch.device("cpu"))
-    backbone = load_backbone(start.folder)
-    _check_backbone(config, backbone)
+    heads = _heads_to_begin(run)
     if config.kind == "singles":
-        results = [single(run, backbone, member) for member in range(config.members)]
+        results = [single(run, heads[member], member) for member in range(config.members)]
         models = [_assemble(run, result, None) for result in results]
         return TrainedEnsemble(SinglesModel(models), None, [result.backbone or {} for result in results])
-    heads = first_heads(run, backbone)
     first: StageResult | None = None
     if config.phase1 is not None:
         seed = stream_seed(config.seed, "phase 1", "order")
@@ -90,13 +88,12 @@ def train_ensemble(
     return TrainedEnsemble(_assemble(run, last, first), shared_adapter_of(run, first), bodies)
 
 
-def _check_backbone(config: TrainConfig, backbone: Backbone) -> None:
-    """Raises ConfigError where the config asks for what this backbone cannot do."""
-    if backbone.max_positions is not None and config.max_length > backbone.max_positions:
+def _heads_to_begin(run: Run) -> list[dict[str, Tensor]]:
+    """One a member; the backbone that they are drawn for is let go again."""
+    backbone = load_backbone(run.start.folder)
+    if backbone.max_positions is not None and run.config.max_length > backbone.max_positions:
         raise ConfigError(f"max_length: this backbone has positions for {backbone.max_positions} tokens")
-    phases = [phase for phase in (config.phase1, config.phase2) if phase is not None]
-    if any(phase.lora.dropout for phase in phases) and not type(backbone.body)._can_set_attn_implementation():
-        raise ConfigError("adapter dropout needs a backbone that can be packed; this one has attention of its own")
+    return first_heads(run, backbone)
 
 
 def _assemble(run: Run, last: StageResult, first: StageResult | None) -> EnsembleModel:

@@ -44,11 +44,14 @@ class Keeper(Protocol):
     def resume(self, stage: str) -> Snapshot | None:
         """Where an unfinished stage stood; None to begin it."""
 
-    def offer(self, stage: str, take: Callable[[], Snapshot]) -> None:
-        """After a step: take a snapshot if it is time for one.
+    def is_asked_to_stop(self) -> bool:
+        """Whether somebody wants this run to stop."""
+
+    def offer(self, stage: str, take: Callable[[], Snapshot], *, stop: bool) -> None:
+        """After a step: take a snapshot if it is time for one, or if all workers stop here.
 
         Raises:
-            TrainingInterrupted: asked to stop; the snapshot was taken.
+            TrainingInterrupted: they stop; the snapshot was taken.
         """
 
 
@@ -66,5 +69,9 @@ class KeepNothing:
         """Nothing was kept."""
         return None
 
-    def offer(self, stage: str, take: Callable[[], Snapshot]) -> None:
+    def is_asked_to_stop(self) -> bool:
+        """Never."""
+        return False
+
+    def offer(self, stage: str, take: Callable[[], Snapshot], *, stop: bool) -> None:
         """Not taken."""

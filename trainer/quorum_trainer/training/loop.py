@@ -44,7 +44,7 @@ class Surroundings:
 
 def schedule_factor(step: int, total: int, options: Optimisation) -> float:
     """Share of the peak learning rate at a step: linear warm-up, then constant, linear or cosine decay to zero."""
-    warmup = math.ceil(total * options.warmup)
+    warmup = math.ceil(round(total * options.warmup, 9))  # 140 steps times the float nearest to 0.05 are 7
     if step < warmup:
         return (step + 1) / warmup
     if options.schedule == "constant":
@@ -105,6 +105,7 @@ def train_phase(
     if snapshot is not None:
         progress.restore(snapshot)
         orders.skip(progress.step)
+    around.workers.any(False)  # all have read what was kept before anyone can finish this stage and put it away
     around.reporter.begin(stage, total, progress.step)
     peaks = [float(group["lr"]) for group in progress.optimizer.param_groups]
     every = _steps_between_looks(options, total)
@@ -116,7 +117,7 @@ def train_phase(
         batch = orders.next(around.workers.index, around.workers.num)
         result = train_step(model, trainables, batch, progress.optimizer, settings, around.workers, progress.step)
         progress.step += 1
-        if not all(math.isfinite(value) for value in [*result.losses, *result.gradient_norms]):
+        if not all(math.isfinite(value) for value in [*result.losses, *result.gradient_norms, result.shared_norm]):
             raise TrainingDiverged(
                 f"{stage}, step {progress.step}: a member's loss or gradient is not finite (losses {result.losses}); "
                 "lower the learning rate"
@@ -126,12 +127,20 @@ def train_phase(
             StepReport(stage, progress.step, total, result.losses, result.gradient_norms, options.lr * factor)
         )
         if every is not None and around.held_out and (progress.step % every == 0 or progress.step == total):
-            seen = look(model, around.held_out)
+            seen = _look_together(model, around)
             progress.judge(seen, options.patience)
             around.reporter.evaluated(Evaluation(stage, progress.step, seen.loss, seen.accuracy))
-        around.keeper.offer(stage, progress.snapshot)
+        around.keeper.offer(stage, progress.snapshot, stop=around.workers.any(around.keeper.is_asked_to_stop()))
     progress.go_back_to_best()
     return history
+
+
+def _look_together(model: EnsembleModel, around: Surroundings) -> HeldOut:
+    """What all workers saw, averaged: rounding must not let one of them stop alone."""
+    seen = look(model, around.held_out)
+    both = torch.tensor([seen.loss, seen.accuracy], dtype=torch.float64)
+    around.workers.mean_([both])
+    return HeldOut(float(both[0]), float(both[1]))
 
 
 def _steps_between_looks(options: Optimisation, total: int) -> int | None:

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from quorum_model.adapters import LoraWeights
-from quorum_model.backbone import default_pooling
+from quorum_model.backbone import default_pooling, load_backbone
 from quorum_model.model import EnsembleModel
 from quorum_trainer.config import Optimisation, PhaseOne, PhaseTwo, TrainConfig
 from quorum_trainer.data import EncodedPair
 from quorum_trainer.training.batches import longest_batch
 from quorum_trainer.training.draws import draw_adapter, draw_head
-from quorum_trainer.training.phases import Start
+from quorum_trainer.training.phases import Start, add_dropout, require_packed
 from quorum_trainer.training.precision import autocast_dtype, load_for_training
 from quorum_trainer.training.step import trainables_of
 
@@ -32,9 +32,11 @@ _GB = 1e9
 
 @dataclass(frozen=True, slots=True)
 class StageMemory:
-    """Bytes of one stage. trained: parameters, gradients and AdamW's two moments of what is trained.
+    """Bytes of one stage.
 
-    activations: of the largest batch that could be drawn.
+    weights: of the backbone, where it is frozen. trained: parameters, gradients and AdamW's two moments of what is
+    trained, and the copies that an anchor, a spread of rates and early stopping keep. activations: of the largest batch
+    that could be drawn.
     """
 
     stage: str
@@ -80,8 +82,16 @@ def estimate_memory(
         stages.append(_stage(config, start, pairs, device, config.phase1))
     if config.phase2 is not None:
         stages.append(_stage(config, start, pairs, device, config.phase2))
+    stages.append(_export(config, start))
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
     return MemoryEstimate(stages, free)
+
+
+def _export(config: TrainConfig, start: Start) -> StageMemory:
+    """Measuring and exporting: the backbone, or each of `singles`, in float32."""
+    parameters = sum(parameter.numel() for parameter in load_backbone(start.folder).model.parameters())
+    copies = config.members if config.kind == "singles" else 1
+    return StageMemory("export", 4 * parameters * copies, 0, 0)
 
 
 def _stage(
@@ -105,13 +115,22 @@ def _stage(
     pooling = config.pooling or start.pooling or default_pooling(backbone.model)
     model = EnsembleModel(backbone, adapters or None, [head] * num_members, pooling, adapter_dtype=torch.float32)
     trainables = trainables_of(model, backbone=in_full)
-    trained = 4 * sum(_bytes(parameter) for parameter in trainables.all())
+    require_packed(config, options, model)
+    add_dropout(model, [options.lora.dropout] * max(1, len(adapters)), [0] * max(1, len(adapters)))
+    trained = (4 + _copies(config, options)) * sum(_bytes(parameter) for parameter in trainables.all())
     own_rows = isinstance(options, PhaseTwo) and options.order == "own"
     saved = _saved_bytes(model, num_members if own_rows else 1, autocast_dtype(config) if in_full else None)
     name = "phase 2" if isinstance(options, PhaseTwo) else "a member" if config.kind == "singles" else "phase 1"
     tokens = longest_batch(pairs, _pairs_at_once(options))
     share = _members_at_once(options, num_members) / num_members
     return StageMemory(name, 0 if in_full else backbone_bytes, trained, int(saved / _PROBE_TOKENS * tokens * share))
+
+
+def _copies(config: TrainConfig, options: PhaseOne | PhaseTwo) -> int:
+    """Of everything that is trained, beside what AdamW keeps."""
+    spread_or_anchor = isinstance(options, PhaseTwo) or config.kind != "lora"
+    kept = [bool(config.diversity.anchor), config.diversity.lr_spread != 1] if spread_or_anchor else []
+    return sum([*kept, options.patience is not None])
 
 
 def _pairs_at_once(options: Optimisation) -> int:

@@ -54,7 +54,7 @@ class Run:
     device: torch.device
 
 
-def single(run: Run, backbone: Backbone, member: int) -> StageResult:
+def single(run: Run, head: Mapping[str, Tensor], member: int) -> StageResult:
     """One whole model: its own head, order and (by diversity) learning rate."""
     config = run.config
     assert config.phase1 is not None
@@ -62,10 +62,10 @@ def single(run: Run, backbone: Backbone, member: int) -> StageResult:
     factor = spread_factors(config.members, config.diversity.lr_spread)[member]
     lrs = {"lr": config.phase1.lr * factor, "head_lr": (config.phase1.head_lr or config.phase1.lr) * factor}
     options = config.phase1.model_copy(update=lrs)
-    head = draw_head(backbone, _stream(seed, "head"), redraw_projection=True)
     order = (stream_seed(seed, "phase 1", "order"), False)
     diversity = config.diversity.model_copy(update={"lr_spread": 1.0})
-    return phase_one(run, f"m{member:02d}", options, StageResult([head]), order=order, diversity=diversity, seed=seed)
+    begin = StageResult([dict(head)])
+    return phase_one(run, f"m{member:02d}", options, begin, order=order, diversity=diversity, seed=seed)
 
 
 def phase_one(
@@ -89,15 +89,18 @@ def phase_one(
         adapters = [draw_adapter(backbone, options.lora, _stream(config.seed, "shared", "adapter"))]
     pooling = pooling_of(run, backbone)
     model = EnsembleModel(backbone, adapters or None, begin.heads, pooling, adapter_dtype=torch.float32)
-    dropout = _add_dropout(model, [options.lora.dropout], [stream_seed(config.seed, "shared", "dropout")])
+    require_packed(config, options, model)
+    dropout = add_dropout(model, [options.lora.dropout], [stream_seed(config.seed, "shared", "dropout")])
     trainables = trainables_of(model, backbone=full)
     seeds = [seed] if seed is not None else config.member_seeds()
     pairs = _of_phase(run.pairs, 1)
     orders = _orders(run, pairs, options, [order[0]], shared=order[1], bootstrap=diversity.bootstrap, seeds=seeds)
     settings = _settings(run, options, diversity, trainables, model.num_members, dropout, in_full=full)
     _train(run, stage, model, trainables, orders, options, settings, pairs)
-    weights = {name: value.detach().cpu().clone() for name, value in backbone.body.state_dict().items()}
-    result = StageResult(_heads_of(model), _adapters_of(model), weights if full else None)
+    weights = None
+    if full:
+        weights = {name: value.detach().cpu().clone() for name, value in backbone.body.state_dict().items()}
+    result = StageResult(_heads_of(model), _adapters_of(model), weights)
     run.around.keeper.finish(stage, result)
     return result
 
@@ -116,9 +119,10 @@ def phase_two(
     adapters = [draw_adapter(backbone, options.lora, _stream(seed, "member", "adapter")) for seed in seeds]
     pooling = pooling_of(run, backbone)
     model = EnsembleModel(backbone, adapters, list(heads), pooling, adapter_dtype=torch.float32)
+    require_packed(config, options, model)
     offsets = spread_offsets(config.members, config.diversity.dropout_spread)
     rates = [options.lora.dropout + offset for offset in offsets]
-    dropout = _add_dropout(model, rates, [stream_seed(seed, "member", "dropout") for seed in seeds])
+    dropout = add_dropout(model, rates, [stream_seed(seed, "member", "dropout") for seed in seeds])
     trainables = trainables_of(model, backbone=False)
     is_shared = options.order == "shared"
     order_seeds = [stream_seed(seed, "phase 2", "order") for seed in seeds]
@@ -218,15 +222,30 @@ def _settings(
     )
 
 
-def _add_dropout(model: EnsembleModel, rates: list[float], seeds: list[int]) -> MemberDropout | None:
+def add_dropout(model: EnsembleModel, rates: list[float], seeds: list[int]) -> MemberDropout | None:
+    """Put dropout on the inputs of all adapters; None where there is none to put."""
     if not any(rates) or not model.folded:
         return None
-    if model.attention != "packed":
-        raise ConfigError("adapter dropout is only supported on backbones that can be packed")
     dropout = MemberDropout(rates, seeds)
     for name, layer in model.folded.items():
         layer.input_dropout = dropout.of_layer(name)
     return dropout
+
+
+def require_packed(config: TrainConfig, options: PhaseOne | PhaseTwo, model: EnsembleModel) -> None:
+    """Refuse what needs all members in one pass where they run one after another.
+
+    Raises:
+        ConfigError: adapter dropout or gradient checkpointing on a backbone that cannot be packed.
+    """
+    if model.attention == "packed":
+        return
+    if options.lora.dropout and model.folded:
+        raise ConfigError("lora.dropout needs a backbone that can be packed; this one has attention of its own")
+    if config.gradient_checkpointing:
+        raise ConfigError(
+            "gradient_checkpointing needs a backbone that can be packed; this one has attention of its own"
+        )
 
 
 def _heads_of(model: EnsembleModel) -> list[dict[str, Tensor]]:

@@ -75,6 +75,7 @@ def _four_bits(device: torch.device) -> Any:
         raise ConfigError("quantize: pip install bitsandbytes")
     return BitsAndBytesConfig(
         load_in_4bit=True,
+        llm_int8_skip_modules=["classifier", "head", "pooler", "pre_classifier", "score"],  # heads stay exact
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
@@ -95,3 +96,12 @@ def _recompute_activations(backbone: Backbone) -> None:
     for module in backbone.body.modules():
         if isinstance(module, GradientCheckpointingLayer):
             module.training = True
+            _silence_dropout(module)
+    _silence_dropout(backbone.body.config)
+
+
+def _silence_dropout(holder: object) -> None:
+    """Some layers (OPT's, BART's, Falcon's) drop out by a rate of their own and not by a module."""
+    for name, value in list(vars(holder).items()):
+        if "dropout" in name and isinstance(value, float):
+            setattr(holder, name, 0.0)

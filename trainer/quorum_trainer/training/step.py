@@ -2,7 +2,8 @@
 
     Batch  --forward, some pairs and some members at a time-->  losses (K,)  --backward-->  gradients  --clip, AdamW-->
 
-How the batch is divided changes memory and not the result. Knows nothing of phases, orders or schedules.
+How the batch is divided changes memory and not the result (but for adapters' dropout, whose masks are drawn anew for
+every part). Knows nothing of phases, orders or schedules.
 """
 
 from __future__ import annotations
@@ -68,10 +69,14 @@ class StepSettings:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """losses: each member's preference loss before the step. gradient_norms: each member's, before clipping."""
+    """losses: each member's preference loss before the step. gradient_norms: each member's, before clipping.
+
+    shared_norm: of what members share, before clipping; 0 where they share nothing.
+    """
 
     losses: list[float]
     gradient_norms: list[float]
+    shared_norm: float = 0.0
 
 
 def trainables_of(model: EnsembleModel, *, backbone: bool) -> Trainables:
@@ -122,9 +127,9 @@ def train_step(
             losses[members] += _backward(model, part, members, batch.num_pairs, settings)
     _backward_of_terms(model, trainables, settings)
     workers.mean_([losses, *(p.grad for p in trainables.all() if p.grad is not None)])
-    norms = _clip(trainables, model.num_members, settings.clip)
+    norms, shared_norm = _clip(trainables, model.num_members, settings.clip)
     _take(optimizer, trainables, settings.step_factors)
-    return StepResult([float(loss) for loss in losses], [float(norm) for norm in norms])
+    return StepResult([float(loss) for loss in losses], [float(norm) for norm in norms], shared_norm)
 
 
 def _parts(batch: Batch, pairs: int | None) -> Iterator[Batch]:
@@ -166,19 +171,18 @@ def _backward_of_terms(model: EnsembleModel, trainables: Trainables, settings: S
         torch.autograd.backward(-settings.nuclear_norm * ratio)
 
 
-def _clip(trainables: Trainables, num_members: int, max_norm: float) -> Tensor:
+def _clip(trainables: Trainables, num_members: int, max_norm: float) -> tuple[Tensor, float]:
     """What all members share is trained on the mean of their losses, what is a member's own on its own loss.
 
     A single model is clipped as one.
     """
     if num_members == 1:
-        return torch.nn.utils.clip_grad_norm_(trainables.all(), max_norm).reshape(1)
+        return torch.nn.utils.clip_grad_norm_(trainables.all(), max_norm).reshape(1), 0.0
     for parameter in trainables.shared:
         if parameter.grad is not None:
             parameter.grad.div_(num_members)
-    if trainables.shared:
-        torch.nn.utils.clip_grad_norm_(trainables.shared, max_norm)
-    return clip_members(trainables.own(), max_norm)
+    shared_norm = torch.nn.utils.clip_grad_norm_(trainables.shared, max_norm) if trainables.shared else 0.0
+    return clip_members(trainables.own(), max_norm), float(shared_norm)
 
 
 def _take(optimizer: torch.optim.Optimizer, trainables: Trainables, factors: Tensor | None) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -23,6 +24,9 @@ class Workers(Protocol):
     def mean_(self, tensors: Iterable[Tensor]) -> None:
         """Replace every tensor by its mean over the workers."""
 
+    def any(self, said: bool) -> bool:
+        """Whether any worker says so; all wait for each other here."""
+
 
 class OneWorker:
     """A process of its own."""
@@ -32,6 +36,10 @@ class OneWorker:
 
     def mean_(self, tensors: Iterable[Tensor]) -> None:
         """Nothing to average with."""
+
+    def any(self, said: bool) -> bool:
+        """What it says itself."""
+        return said
 
 
 class AccelerateWorkers:
@@ -53,3 +61,10 @@ class AccelerateWorkers:
         for tensor in tensors:
             here = tensor.to(self._accelerator.device)
             tensor.copy_(self._accelerator.reduce(here, reduction="mean"))
+
+    def any(self, said: bool) -> bool:
+        """Whether any process says so; all wait for each other here."""
+        if self.num == 1:
+            return said
+        here = torch.tensor(float(said), device=self._accelerator.device)
+        return bool(self._accelerator.reduce(here, reduction="sum") > 0)
