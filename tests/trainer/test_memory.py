@@ -16,17 +16,20 @@ from quorum_trainer.training.batches import PairOrders, longest_batch
 from quorum_trainer.training.draws import draw_adapter, draw_head
 from quorum_trainer.training.loop import make_optimizer
 from quorum_trainer.training.memory import MemoryEstimate, StageMemory, estimate_memory
+from quorum_trainer.training.phases import add_dropout
 from quorum_trainer.training.step import StepSettings, train_step, trainables_of
 
 PHASE: dict[str, Any] = {"epochs": 1, "batch_pairs": 8, "lr": 1e-3, "lora": {"rank": 4}}
 
 
 @pytest.mark.parametrize("order", ["own", "shared"])
-def test_the_estimate_is_what_a_step_holds(order: str, make_config: Callable[..., TrainConfig]) -> None:
-    config = make_config(phase2={**PHASE, "order": order})
+@pytest.mark.parametrize("rate", [0.0, 0.2])
+def test_the_estimate_is_what_a_step_holds(rate: float, order: str, make_config: Callable[..., TrainConfig]) -> None:
+    config = make_config(phase2={**PHASE, "order": order, "lora": {"rank": 4, "dropout": rate}})
     base = find_base(config)
     pairs = load_data(config, base.encoder).train
-    (estimate,) = estimate_memory(config, base.start, pairs, torch.device("cpu")).stages
+    estimate, export = estimate_memory(config, base.start, pairs, torch.device("cpu")).stages
+    assert export.total == estimate.weights  # float32 here already
 
     backbone = load_backbone(base.start.folder)
     assert config.phase2 is not None
@@ -34,6 +37,7 @@ def test_the_estimate_is_what_a_step_holds(order: str, make_config: Callable[...
     adapters = [draw_adapter(backbone, config.phase2.lora, draw) for _ in range(3)]
     heads = [draw_head(backbone, draw, redraw_projection=False) for _ in range(3)]
     model = EnsembleModel(backbone, adapters, heads, "first")
+    dropout = add_dropout(model, [rate] * 3, [1, 2, 3])
     trainables = trainables_of(model, backbone=False)
     optimizer = make_optimizer(trainables, config.phase2)
     seeds = [1] if order == "shared" else [1, 2, 3]
@@ -54,7 +58,7 @@ def test_the_estimate_is_what_a_step_holds(order: str, make_config: Callable[...
     # The probe's one sequence has another attention pattern than the batch's many; what is kept grows with tokens.
     assert estimate.activations == pytest.approx(activations, rel=0.25)
 
-    train_step(model, trainables, batch, optimizer, StepSettings())
+    train_step(model, trainables, batch, optimizer, StepSettings(dropout=dropout))
     held = sum(
         p.nbytes + (p.grad.nbytes if p.grad is not None else 0)
         + sum(v.nbytes for k, v in optimizer.state[p].items() if k != "step")
@@ -89,6 +93,18 @@ def test_recomputing_activations_keeps_less(make_config: Callable[..., TrainConf
         for on in (False, True)
     )
     assert recomputed.activations < plain.activations / 3
+
+
+def test_copies_count(make_config: Callable[..., TrainConfig]) -> None:
+    def trained(**changes: Any) -> int:
+        config = make_config(**{"phase2": PHASE, **changes})
+        base = find_base(config)
+        pairs = load_data(config, base.encoder).train
+        return estimate_memory(config, base.start, pairs, torch.device("cpu")).stages[0].trained
+
+    plain = trained()  # parameters, gradients, two moments
+    assert trained(diversity={"anchor": 1e-3, "lr_spread": 2}) == plain / 4 * 6
+    assert trained(phase2={**PHASE, "evaluate_every": 1, "patience": 1}) == plain / 4 * 5
 
 
 def test_too_much_is_said() -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import OPTConfig, OPTForSequenceClassification
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from quorum_model.backbone import wrap_backbone
 from quorum_model.model import EnsembleModel
@@ -17,6 +19,7 @@ from quorum_trainer.data import EncodedPair
 from quorum_trainer.training.batches import PairOrders
 from quorum_trainer.training.loop import make_optimizer, train_phase
 from quorum_trainer.training.members import MemberDropout, scale_steps, spread_factors, spread_offsets
+from quorum_trainer.training.precision import recompute_activations
 from quorum_trainer.training.step import StepSettings, anchored, train_step, trainables_of
 from tests.reference.tiny_models import ARCHITECTURES, make_model, random_member, random_sequences
 
@@ -66,9 +69,9 @@ def test_how_a_batch_is_divided_does_not_matter(name: str, divided: dict[str, in
     assert largest_difference(whole, parts) < 1e-7
 
 
-def test_gradient_checkpointing_changes_nothing() -> None:
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
+@pytest.mark.parametrize("divided", [{}, {"members_at_once": 2}, {"members_at_once": 1, "micro_batch_pairs": 2}])
+@pytest.mark.parametrize("shared", [False, True])
+def test_gradient_checkpointing_changes_nothing(divided: dict[str, int], shared: bool) -> None:
     def run(recompute: bool) -> list[torch.Tensor]:
         model = make_ensemble()
         dropout = MemberDropout([0.2] * 3, SEEDS)
@@ -76,17 +79,31 @@ def test_gradient_checkpointing_changes_nothing() -> None:
             layer.input_dropout = dropout.of_layer(layer_name)
         calls = []
         layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
-        layers[-1].register_forward_pre_hook(lambda *_: calls.append(1))
+        layers[-1].register_forward_pre_hook(lambda *_: calls.append(1))  # the probes have run by now
         if recompute:
-            model.backbone.body.gradient_checkpointing_enable({"use_reentrant": False})
-            for layer_module in layers:
-                layer_module.training = True
-        trained = after(model, 2, dropout=dropout)
-        # The last layer runs once a pass, and once more where it is recomputed (the probes ran before the hook).
-        assert len(calls) == 2 * (2 if recompute else 1)
+            recompute_activations(model.backbone)
+        trained = after(model, 1, shared=shared, dropout=dropout, **divided)
+        counts.append(len(calls))
         return trained
 
+    counts: list[int] = []
     assert largest_difference(run(False), run(True)) < 1e-9
+    assert counts[1] == 2 * counts[0]  # once more in the backward pass
+
+
+def test_gradient_checkpointing_turns_no_dropout_on() -> None:
+    """OPT's layers drop out by a rate of their own when they are in train mode."""
+    torch.manual_seed(0)
+    config = OPTConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=2, ffn_dim=32, num_attention_heads=2, word_embed_proj_dim=16,
+        max_position_embeddings=40, dropout=0.5, attention_dropout=0.5, num_labels=1, pad_token_id=1,
+    )  # fmt: skip
+    plain, recomputed = (wrap_backbone(OPTForSequenceClassification(config).double()) for _ in range(2))
+    recomputed.model.load_state_dict(plain.model.state_dict())
+    recompute_activations(recomputed)
+    ids = torch.tensor([[2, 7, 9, 11, 5]])
+    left, right = (b.body(input_ids=ids).last_hidden_state for b in (plain, recomputed))
+    torch.testing.assert_close(left, right, rtol=0, atol=1e-12)
 
 
 def test_a_spread_of_learning_rates_is_a_rate_a_member() -> None:

@@ -20,7 +20,7 @@ from quorum_client.types import ScoreItem, ScoreRequest
 from quorum_model.bundle.read import Bundle
 from quorum_model.local import LocalScorer
 from quorum_trainer.command import run
-from quorum_trainer.config import TrainConfig
+from quorum_trainer.config import ConfigError, TrainConfig
 from quorum_trainer.measure import Measured
 from tests.trainer.conftest import save_backbone, write_pairs
 
@@ -200,3 +200,35 @@ def test_phase_two_starts_from_a_bundle(first: str, make_config: Callable[..., T
             assert left.members == pytest.approx(right.members, abs=1e-5)  # fp32; a step of 1e-12 is none
     else:  # the parent's adapters are not taken over
         assert LocalScorer.open(str(bundle.path)).score(request).results[0].members
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"phase2": {**ONE_PHASE, "lora": {"dropout": 0.1}}}, "lora.dropout needs a backbone that can be packed"),
+        ({"gradient_checkpointing": True}, "gradient_checkpointing needs a backbone that can be packed"),
+    ],
+)
+def test_what_an_unpackable_backbone_cannot_do_is_refused_before_training(
+    changes: dict[str, Any], message: str, make_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(make_config("deberta-v3", **changes), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_others_cannot_load_is_not_pushed(make_config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="folder of this machine"):
+        run(make_config(), tmp_path / "out", for_hub=True)
+    phase1 = {**ONE_PHASE, "method": "full"}
+    finished = run(make_config(phase1=phase1), tmp_path / "out", for_hub=True)
+    assert finished is not None
+    texts = [path.read_text() for path in finished[0].path.rglob("*.json")]
+    assert not any(str(tmp_path) in text for text in texts)  # nothing of this machine in a bundle that is whole
+
+
+def test_a_child_says_what_its_parent_was_trained_on(make_config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    parent, _ = train(make_config(**RECIPES["linear-heads"]), tmp_path / "parent")
+    config = make_config().model_copy(update={"backbone": None, "start_from": str(parent.path)})
+    bundle, _ = train(config, tmp_path / "child")
+    assert len(bundle.manifest.training_data) == 2

@@ -71,7 +71,7 @@ class PhaseOne(Optimisation):
 
     @model_validator(mode="after")
     def _check_lora(self) -> PhaseOne:
-        if "lora" in self.model_fields_set and self.method != "shared_adapter":
+        if self.lora != LoraOptions() and self.method != "shared_adapter":
             raise ValueError(f"method '{self.method}' has no adapter: lora would be ignored")
         return self
 

@@ -58,7 +58,7 @@ def load_for_training(
     if config.quantize is None:
         cast_weights(backbone.model, torch.float32 if in_full else _DTYPES[config.dtype], device)
     if config.gradient_checkpointing:
-        _recompute_activations(backbone)
+        recompute_activations(backbone)
     return backbone
 
 
@@ -82,7 +82,7 @@ def _four_bits(device: torch.device) -> Any:
     )
 
 
-def _recompute_activations(backbone: Backbone) -> None:
+def recompute_activations(backbone: Backbone) -> None:
     """Gradient checkpointing of Transformers, which is on only in layers in train mode; dropout stays off.
 
     The mode is a flag of each module: the layers themselves get it, what is inside them does not.
