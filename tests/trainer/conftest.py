@@ -33,9 +33,8 @@ def write_pairs(path: Path, num_pairs: int = 60, seed: int = 0) -> Path:
     lines = []
     for index in range(num_pairs):
         words = " ".join(draw.choices(FRUIT, k=draw.randint(2, 6)))
-        lines.append(
-            json.dumps({"prompt": f"how {words} {index % 10}", "chosen": f"yes {words}", "rejected": f"no {words}"})
-        )
+        row = {"prompt": f"how {words} {index % 10}", "chosen": f"yes {words}", "rejected": f"no {words}"}
+        lines.append(json.dumps({**row, "margin": 0.1 * (index % 3)}))
     path.write_text("\n".join(lines) + "\n")
     return path
 
