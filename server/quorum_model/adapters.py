@@ -7,6 +7,7 @@ Refuses what the folded layer would not compute exactly. Knows nothing of bundle
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -137,12 +138,20 @@ def write_adapter(
     )
     folder.mkdir(parents=True)
     config.save_pretrained(str(folder))
+    _sort_modules(folder / "adapter_config.json")
     tensors: dict[str, Tensor] = {_PREFIX + name: tensor for name, tensor in state.head.items()}
     for name, weights in state.lora.items():
         tensors[f"{_PREFIX}{name}.lora_A.weight"] = weights.a
         tensors[f"{_PREFIX}{name}.lora_B.weight"] = weights.b
     save_file({key: value.contiguous() for key, value in tensors.items()}, folder / "adapter_model.safetensors",
               metadata={"format": "pt"})  # fmt: skip
+
+
+def _sort_modules(path: Path) -> None:
+    """PEFT keeps modules in a set, which every process writes in another order: equal adapters are equal files."""
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values["target_modules"] = sorted(values["target_modules"])
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def merge_adapter(model: torch.nn.Module, state: AdapterState) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import subprocess
+import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -132,3 +135,19 @@ def test_members_of_different_dtypes_lose_nothing() -> None:
     torch.testing.assert_close(a[1], members[1].lora[name].a.T, rtol=0, atol=0)
     torch.testing.assert_close(b[1], members[1].lora[name].b.T, rtol=0, atol=0)
     assert scaling.tolist() == pytest.approx([1 / 3, 1 / 3], rel=1e-7)
+
+
+def test_equal_adapters_are_equal_files_in_every_process(tmp_path: Path) -> None:
+    """Their hashes are part of a bundle's version; Python's sets have another order in every process."""
+    script = (
+        "import sys, torch; from pathlib import Path; from quorum_model.adapters import *\n"
+        "lora = {f'bert.layer.{i}.query': LoraWeights(torch.ones(2, 3), torch.zeros(4, 2), 0.5) for i in range(6)}\n"
+        "write_adapter(Path(sys.argv[1]), AdapterState(lora), base_source='base', alpha=1.0, head_modules=[])\n"
+    )
+    texts = set()
+    for seed in ("1", "2"):
+        folder = tmp_path / seed
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        subprocess.run([sys.executable, "-c", script, str(folder)], check=True, env=environment, timeout=100)
+        texts.add((folder / "adapter_config.json").read_bytes())
+    assert len(texts) == 1

@@ -49,16 +49,16 @@ def train(config: Path, out: Path, *options: str) -> str:
 def kill_after(config: Path, out: Path, line: str, number: signal.Signals, *options: str) -> int:
     """Send a signal once the run has said a line; the step after it is under way or done by then."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command(config, out, *options), stderr=subprocess.PIPE, text=True, env=environment, stdout=subprocess.DEVNULL
-    )
-    assert process.stderr is not None
-    for said in process.stderr:
-        if line in said:
-            process.send_signal(number)
-            break
-    process.stderr.read()
-    return process.wait(timeout=100)
+    ) as process:
+        assert process.stderr is not None
+        for said in process.stderr:
+            if line in said:
+                process.send_signal(number)
+                break
+        process.stderr.read()
+        return process.wait(timeout=100)
 
 
 @pytest.mark.slow
