@@ -198,7 +198,10 @@ def test_phase_two_starts_from_a_bundle(first: str, make_config: Callable[..., T
         before, after = (LocalScorer.open(str(b.path)).score(request).results for b in (parent, bundle))
         for left, right in zip(before, after, strict=True):
             assert left.members == pytest.approx(right.members, abs=1e-5)  # fp32; a step of 1e-12 is none
-    else:  # the parent's adapters are not taken over
+    name = "shared_adapter/adapter_model.safetensors"
+    assert bundle.manifest.files.get(name) == parent.manifest.files.get(name)
+    assert (bundle.manifest.shared_adapter is None) == (first == "linear-full")
+    if first.startswith("lora"):  # the parent's own adapters are not taken over
         assert LocalScorer.open(str(bundle.path)).score(request).results[0].members
 
 

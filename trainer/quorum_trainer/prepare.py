@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -94,14 +95,7 @@ def find_base(config: TrainConfig) -> Base:
     folder = resolve_backbone(config.backbone, revision=config.revision)
     tokenizer = load_tokenizer(folder)
     prompt, bos_ids, eos_ids = default_prompt_format(tokenizer, is_causal=is_causal(folder))
-    encoder = PromptEncoder(
-        tokenizer,
-        template=prompt.template,
-        bos_ids=bos_ids,
-        eos_ids=eos_ids,
-        max_length=config.max_length,
-        truncation=config.truncation,
-    )
+    encoder = _encoder(config, tokenizer, prompt, bos_ids, eos_ids)
     revision = config.revision
     if folder.parent.name == "snapshots":  # of the hub's cache: its name is the commit, which no branch moves away from
         revision = folder.name
@@ -120,15 +114,21 @@ def _base_of_bundle(config: TrainConfig, bundle: Bundle) -> Base:
     check_tokenizer(folder, reference)
     shared = read_adapter(bundle.path / manifest.shared_adapter) if manifest.shared_adapter is not None else None
     start = Start(folder, shared, _heads_to_start_from(config, bundle), manifest.pooling)
-    encoder = PromptEncoder(
-        load_tokenizer(folder),
-        template=manifest.prompt_format.template,
-        bos_ids=manifest.bos_ids,
-        eos_ids=manifest.eos_ids,
+    encoder = _encoder(config, load_tokenizer(folder), manifest.prompt_format, manifest.bos_ids, manifest.eos_ids)
+    return Base(start, reference, manifest.prompt_format, manifest.bos_ids, manifest.eos_ids, encoder, bundle)
+
+
+def _encoder(
+    config: TrainConfig, tokenizer: Any, prompt: PromptFormat, bos_ids: list[int], eos_ids: list[int]
+) -> PromptEncoder:
+    return PromptEncoder(
+        tokenizer,
+        template=prompt.template,
+        bos_ids=bos_ids,
+        eos_ids=eos_ids,
         max_length=config.max_length,
         truncation=config.truncation,
     )
-    return Base(start, reference, manifest.prompt_format, manifest.bos_ids, manifest.eos_ids, encoder, bundle)
 
 
 def _heads_to_start_from(config: TrainConfig, bundle: Bundle) -> Sequence[Mapping[str, Tensor]]:

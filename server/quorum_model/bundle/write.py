@@ -52,7 +52,7 @@ def write_bundle(target: Path, manifest: Manifest, write_files: Callable[[Path],
             root.rename(target)
         except OSError as error:
             raise BundleError(f"{target} cannot be made: {error.strerror}") from error
-        _sync_entry(target.parent)
+        sync_entry(target.parent)
     return Bundle(target, bundle.manifest, bundle.version)
 
 
@@ -77,11 +77,12 @@ def _sync(root: Path) -> None:
     """Have everything on the disk before the bundle appears under its name."""
     for folder, _, names in os.walk(root):
         for name in names:
-            _sync_entry(Path(folder, name))
-        _sync_entry(Path(folder))
+            sync_entry(Path(folder, name))
+        sync_entry(Path(folder))
 
 
-def _sync_entry(path: Path) -> None:
+def sync_entry(path: Path) -> None:
+    """Have a file, or a folder's list of names, on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

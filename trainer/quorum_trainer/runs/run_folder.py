@@ -9,7 +9,6 @@ whole state. Knows nothing of what is trained.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from quorum_client.errors import QuorumError
+from quorum_model.bundle.write import sync_entry
 from quorum_trainer.config import ConfigError, TrainConfig
 from quorum_trainer.training.keeper import Snapshot, TrainingInterrupted
 from quorum_trainer.training.stages import StageResult
@@ -183,14 +183,6 @@ def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """All of a file or nothing, also when the machine goes down."""
     beside = path.with_name(f".{path.name}.new")
     write(beside)
-    _sync(beside)
+    sync_entry(beside)
     beside.replace(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_entry(path.parent)
