@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from quorum_model.errors import Unsupported
 from quorum_model.heads import Head, head_of
-from quorum_model.packing import Packing, Pooling, pool
+from quorum_model.packing import Pooling, packing_of, pool
 
 # What Transformers raises for a folder that is no such model: by type, config, shapes or a broken file.
 _LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError)
@@ -160,7 +160,7 @@ def _check_head(model: Any, body: Any, head: Head) -> None:
         with torch.no_grad():
             whole = model(input_ids=ids).logits.flatten()
             hidden = body(input_ids=ids).last_hidden_state
-            taken_apart = head(pool(hidden, Packing([[ids.shape[1]]]), pooling)[0].to(whole.dtype))
+            taken_apart = head(pool(hidden, packing_of([[ids.shape[1]]]), pooling)[0].to(whole.dtype))
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise Unsupported(f"{type(model).__name__}: its head cannot be run on a pooled vector: {error}") from error
     if taken_apart.shape != whole.shape or not torch.allclose(taken_apart, whole, rtol=1e-2, atol=1e-3):

@@ -7,7 +7,8 @@ What the engine process runs. Knows nothing of text, calibration, queues or HTTP
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from quorum_client.errors import RequestTooLarge
 from quorum_model.adapters import AdapterState, merge_adapter, read_adapter
 from quorum_model.backbone import Backbone, cast_weights, load_backbone
 from quorum_model.bundle.golden import read_golden
@@ -23,9 +25,11 @@ from quorum_model.bundle.parts import read_heads
 from quorum_model.bundle.read import Bundle
 from quorum_model.errors import BundleError, HeadMissing, SelfTestFailed, Unsupported
 from quorum_model.model import Attention, EnsembleModel
-from quorum_model.packing import plan_batches
+from quorum_model.passes import Pass, plan_passes
 from quorum_model.singles import ScoringModel, SinglesModel
 from quorum_model.sources import check_weights, resolve_backbone
+
+logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -48,12 +52,14 @@ class MemberScorer:
     Args:
         model: the ensemble in memory.
         bundle: where it came from.
-        token_budget: most tokens in one pass; a longer single sequence still gets a pass of its own.
+        token_budget: most computed tokens in one pass; a longer single sequence still gets a pass of its own.
+        share_prefixes: compute what sequences begin with in common once, where the backbone allows it.
     """
 
-    def __init__(self, model: ScoringModel, bundle: Bundle, token_budget: int) -> None:
+    def __init__(self, model: ScoringModel, bundle: Bundle, token_budget: int, *, share_prefixes: bool = True) -> None:
         self._model = model
-        self._token_budget = token_budget
+        self._shares = share_prefixes and model.shares_prefixes
+        self.token_budget = token_budget
         self.manifest: Manifest = bundle.manifest
         self.version = bundle.version
         self.num_members = model.num_members
@@ -61,18 +67,56 @@ class MemberScorer:
         self.dtype = str(model.dtype).removeprefix("torch.")
         self.attention: Attention = model.attention
 
-    def score(self, sequences: Sequence[Sequence[int]]) -> MemberScores:
+    def score(self, sequences: Sequence[list[int]], on_pass: Callable[[int], None] | None = None) -> MemberScores:
         """Raw scores of every member.
 
         Args:
             sequences: B non-empty lists of token ids, special ones included.
+            on_pass: told after each pass how many sequences it scored.
+
+        Raises:
+            RequestTooLarge: a single sequence does not fit into the device's memory.
         """
         raw = np.empty((self.num_members, len(sequences)), dtype=np.float32)
-        for batch in plan_batches([len(sequence) for sequence in sequences], self._token_budget):
+        waiting = plan_passes(sequences, self.token_budget, share=self._shares)[::-1]
+        computed_tokens = 0
+        while waiting:
+            current = waiting.pop()
+            scores = self._run(current)
+            if scores is None:
+                waiting += self._halve(current, sequences)[::-1]
+                continue
+            raw[:, current.indices] = scores
+            computed_tokens += current.num_tokens
+            if on_pass is not None:
+                on_pass(len(current.indices))
+        return MemberScores(raw, computed_tokens)
+
+    def _run(self, current: Pass) -> NDArray[np.float32] | None:
+        """Raw scores (K, N), or None where memory did not suffice."""
+        try:
             with torch.inference_mode():
-                scores = self._model([[sequences[index] for index in batch]])
-            raw[:, batch] = scores.float().cpu().numpy()
-        return MemberScores(raw, sum(len(sequence) for sequence in sequences))
+                scores: NDArray[np.float32] = self._model([current.row]).float().cpu().numpy()
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            return None
+        return scores
+
+    def _halve(self, current: Pass, sequences: Sequence[list[int]]) -> list[Pass]:
+        """The same sequences in passes half as large, and so from now on: what was too large once will be again."""
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+        if len(current.indices) == 1:
+            raise RequestTooLarge(f"a text of {current.num_tokens} tokens does not fit into the device's memory")
+        self.token_budget = max(1, min(self.token_budget, current.num_tokens) // 2)
+        logger.warning("out of memory: passes of at most %d tokens from now on", self.token_budget)
+        again = plan_passes([sequences[index] for index in current.indices], self.token_budget, share=self._shares)
+        return [Pass([current.indices[index] for index in each.indices], each.row, each.num_tokens) for each in again]
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def choose_device(device: str) -> torch.device:
@@ -106,7 +150,12 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def load_member_scorer(
-    bundle: Bundle, *, device: str = "auto", dtype: str = "auto", token_budget: int = 8192
+    bundle: Bundle,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    token_budget: int = 8192,
+    share_prefixes: bool = True,
 ) -> MemberScorer:
     """Load an ensemble's backbone and members and prove that it gives the scores it should.
 
@@ -114,7 +163,8 @@ def load_member_scorer(
         bundle: already verified.
         device: auto, cpu, cuda, cuda:N.
         dtype: auto, float32, bfloat16, float64.
-        token_budget: most tokens in one pass.
+        token_budget: most computed tokens in one pass.
+        share_prefixes: see `MemberScorer`.
 
     Raises:
         BackboneMismatch: the backbone's weights are not those of the manifest.
@@ -124,7 +174,7 @@ def load_member_scorer(
     """
     target = choose_device(device)
     model = load_scoring_model(bundle, choose_dtype(dtype, target), target)
-    scorer = MemberScorer(model, bundle, token_budget)
+    scorer = MemberScorer(model, bundle, token_budget, share_prefixes=share_prefixes)
     _self_test(scorer, bundle)
     return scorer
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from quorum_model.adapters import LoraWeights, stack_adapters
+from quorum_model.attention import ATTENTION_NAME
 from quorum_model.backbone import Backbone
 from quorum_model.errors import Unsupported
 from quorum_model.folded import (
@@ -30,7 +31,9 @@ from quorum_model.folded import (
     set_only_member,
 )
 from quorum_model.heads import StackedHeads
-from quorum_model.packing import ATTENTION_NAME, PACKING_KEYWORD, PackedBatch, Packing, Pooling, Rows, pack, pool
+from quorum_model.narrowing import LastLayer, last_layer_of
+from quorum_model.packing import PACKING_KEYWORD, PackedBatch, Pooling, Rows, pack, packing_of, pool
+from quorum_model.prefixes import PrefixForest
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +70,7 @@ class EnsembleModel(nn.Module):
         adapter_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        self._last_layer: LastLayer | None = None
         self.backbone = backbone
         self.model: nn.Module = backbone.model
         self.heads = StackedHeads(backbone.head, heads)
@@ -87,6 +91,7 @@ class EnsembleModel(nn.Module):
             set_only_member(self.folded.values(), None)
             expand_before(self.model, first)
         self.attention: Attention = self._choose_attention()
+        self._last_layer = self._narrow_last_layer()
 
     @property
     def device(self) -> torch.device:
@@ -100,16 +105,24 @@ class EnsembleModel(nn.Module):
         dtype: torch.dtype = self.backbone.body.dtype
         return dtype
 
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether sequences that begin alike may be given as a prefix forest: causal, and packed."""
+        return self.backbone.is_causal and self.attention == "packed"
+
     def forward(self, rows: Rows, members: slice = ALL_MEMBERS) -> Tensor:
         """Raw scores (K, N), before calibration, in the heads' dtype.
 
         Args:
-            rows: one row of N sequences that every member scores, or K rows, a member's own each.
+            rows: one row of N sequences that every member scores, or K rows, a member's own each. A prefix forest
+                where `shares_prefixes` holds.
             members: those that run, and K their number: some at a time where memory is short.
         """
         which = range(*members.indices(self.num_members))
         if len(rows) not in (1, len(which)):
             raise ValueError(f"expected 1 or {len(which)} rows, got {len(rows)}")
+        if not self.shares_prefixes and any(isinstance(row, PrefixForest) for row in rows):
+            raise ValueError("only a packed causal backbone can share prefixes")
         if self.num_adapters == 1:  # one body for all members: nothing to choose there
             return self._scores(rows, range(1), members)
         # Left as it is until the next forward: recomputed activations, in the backward pass, are of these members too.
@@ -143,7 +156,11 @@ class EnsembleModel(nn.Module):
 
     def _pooled_packed(self, rows: Rows, num_adapters: int) -> Tensor:
         batch = pack(rows, position_offset=self.backbone.position_offset, device=self.device)
-        hidden = self._run(batch)
+        if self._last_layer is not None and len(rows) == 1 and not torch.is_grad_enabled():
+            with self._last_layer.narrowing(batch):
+                hidden = self._run(batch)
+        else:
+            hidden = self._run(batch)
         layers = self.backbone.body.config.get_text_config().num_hidden_layers
         if batch.packing.num_attention_calls != layers:
             raise RuntimeError(
@@ -172,7 +189,7 @@ class EnsembleModel(nn.Module):
         for length, indices in by_length.items():
             ids = torch.tensor([list(sequences[index]) for index in indices], device=self.device)
             hidden = self._body(input_ids=ids)
-            vectors.append(pool(hidden, Packing([[length]] * len(indices)), self.pooling)[:, 0])
+            vectors.append(pool(hidden, packing_of([[length]] * len(indices)), self.pooling)[:, 0])
             order += indices
         inverse = torch.empty(len(order), dtype=torch.int64)
         inverse[torch.tensor(order)] = torch.arange(len(order))
@@ -231,6 +248,18 @@ class EnsembleModel(nn.Module):
         if not difference <= _PACKING_TOLERANCE[body.dtype]:  # NaN is no agreement either
             return f"packed and plain hidden states differ by {difference:.2g} of their norm"
         return self._unseen_window()
+
+    def _narrow_last_layer(self) -> LastLayer | None:
+        """Where pooling takes one token a sequence, the last layer need not compute the others."""
+        body = self.backbone.body
+        layer = last_layer_of(body, body.config.get_text_config().num_hidden_layers)
+        if self.attention != "packed" or self.pooling == "mean" or layer is None:
+            return None
+        last = LastLayer(layer, self.pooling)
+        batch = pack([self._probe_row()], position_offset=self.backbone.position_offset, device=self.device)
+        with torch.no_grad():
+            last.find_modules(batch, lambda: self._run(batch))
+        return last
 
     def _unseen_window(self) -> str | None:
         """Short probes do not reach a sliding window: every layer that has one must have told its attention so.

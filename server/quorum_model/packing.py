@@ -1,60 +1,84 @@
-"""Sequences end to end without padding: the packed batch, its pooling, and attention that keeps sequences apart.
+"""Sequences end to end without padding: the packed batch and its pooling.
 
-    rows of token-id lists  --pack-->  PackedBatch (R, T)  --body with `attend`-->  hidden (K, T, d)
-                                                           --pool-->  (K, N, d)
+    rows of token-id lists or prefix forests  --pack-->  PackedBatch (R, T)  --body with `attend`-->  hidden (K, T, d)
+                                                         --pool-->  (K, N, d)
 
-A batch has R rows: one row that all members share, or K rows, a member's own each; every row holds N sequences.
-Rows of unequal length are filled up behind their last sequence; nothing attends to the filling.
-Knows nothing of adapters, heads or files.
+A batch has R rows: one row that all members share, or K rows, a member's own each; every row holds N sequences. A row
+lists its runs of tokens end to end; a sequence is one run, or several where it shares its beginning with others.
+Rows of unequal length are filled up behind their last run; nothing attends to the filling.
+Knows nothing of attention, adapters, heads or files.
 
-Shapes: `R` rows, `N` sequences a row, `T` packed tokens, `H` heads, `D` head size, `d` hidden size.
+Shapes: `R` rows, `N` sequences a row, `T` packed tokens, `d` hidden size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
-from transformers import AttentionInterface
+from torch import Tensor
 
-ATTENTION_NAME = "quorum_packed"
+from quorum_model.prefixes import PrefixForest, plain_forest
+
 PACKING_KEYWORD = "quorum_packing"
-
-# What models hand to every attention function and what changes nothing in it.
-_HARMLESS = frozenset(
-    {
-        PACKING_KEYWORD,
-        "position_ids",
-        "cache_position",
-        "use_cache",
-        "output_attentions",
-        "output_hidden_states",
-        "deterministic",
-    }
-)
+"""The keyword under which a model hands the packing to its attention."""
 
 Pooling = Literal["last", "first", "mean"]
-Rows = Sequence[Sequence[Sequence[int]]]
-"""Token ids by row, sequence and position."""
+Span = tuple[int, int]
+Row = PrefixForest | Sequence[Sequence[int]]
+"""Token ids by sequence and position, or what is left of them where beginnings are shared."""
+Rows = Sequence[Row]
+
+
+@dataclass(frozen=True, slots=True)
+class RowLayout:
+    """Where a row's runs and sequences lie.
+
+    spans: the tokens of each run. before: for each run, the spans of the tokens that come before it in its sequences,
+    in order, adjacent ones joined. paths: for each sequence, the runs that it consists of, in order.
+    """
+
+    spans: tuple[Span, ...]
+    before: tuple[tuple[Span, ...], ...]
+    paths: tuple[tuple[int, ...], ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """The row's tokens, without filling."""
+        return self.spans[-1][1]
+
+    def spans_of(self, sequence: int) -> tuple[Span, ...]:
+        """All tokens of a sequence, in order, adjacent spans joined."""
+        leaf = self.paths[sequence][-1]
+        return _join([*self.before[leaf], self.spans[leaf]])
+
+
+@dataclass(frozen=True, slots=True)
+class Narrowed:
+    """A layer computes only these tokens of a single row: int64 (N,), one a sequence. fill: what the others get."""
+
+    tokens: Tensor
+    fill: float = 0.0
 
 
 class Packing:
-    """Where the sequences of each row lie, and how often attention has used it.
+    """Where the sequences of each row lie, and what the layers of one forward pass tell each other about it.
 
     Args:
-        lengths: sequence lengths by row, in packed order.
+        rows: one a row, all with the same number of sequences.
     """
 
-    def __init__(self, lengths: Sequence[Sequence[int]]) -> None:
-        self.lengths = [list(row) for row in lengths]
-        self.spans = [list(zip(accumulate(row, initial=0), accumulate(row), strict=False)) for row in self.lengths]
+    def __init__(self, rows: Sequence[RowLayout]) -> None:
+        self.rows = tuple(rows)
         self.num_attention_calls = 0
         self.num_windowed_calls = 0
+        self.narrowed: Narrowed | None = None
+        """Set by the last layer, which need not compute what pooling does not take."""
+        self.plans: dict[Hashable, Any] = {}
+        """What attention has worked out once for all layers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +89,20 @@ class PackedBatch:
     position_ids: Tensor
     packing: Packing
 
-    @property
-    def num_sequences(self) -> int:
-        """N, sequences a row."""
-        return len(self.packing.lengths[0])
+
+def lay_out(forest: PrefixForest) -> RowLayout:
+    """A row's layout: the forest's runs end to end, in its order."""
+    ends = list(accumulate(len(run.tokens) for run in forest.runs))
+    spans = list(zip([0, *ends[:-1]], ends, strict=True))
+    before: list[tuple[Span, ...]] = []
+    for run in forest.runs:
+        before.append(() if run.parent is None else _join([*before[run.parent], spans[run.parent]]))
+    return RowLayout(tuple(spans), tuple(before), tuple(tuple(forest.path(leaf)) for leaf in forest.leaves))
+
+
+def packing_of(lengths: Sequence[Sequence[int]]) -> Packing:
+    """The packing of sequences of these lengths, by row, nothing shared."""
+    return Packing([lay_out(plain_forest([range(length) for length in row])) for row in lengths])
 
 
 def pack(rows: Rows, *, position_offset: int = 0, pad_id: int = 0, device: torch.device | str = "cpu") -> PackedBatch:
@@ -80,31 +114,30 @@ def pack(rows: Rows, *, position_offset: int = 0, pad_id: int = 0, device: torch
         pad_id: fills short rows; never attended to, never pooled.
         device: where the tensors go.
     """
-    lengths = [[len(sequence) for sequence in row] for row in rows]
-    if len({len(row) for row in lengths}) != 1 or not all(all(row) and row for row in lengths):
+    forests = [row if isinstance(row, PrefixForest) else plain_forest(row) for row in rows]
+    counts = {len(forest.leaves) for forest in forests}
+    if len(counts) != 1 or 0 in counts or not all(len(run.tokens) for forest in forests for run in forest.runs):
         raise ValueError("every row needs the same number of sequences, and every sequence a token")
-    width = max(sum(row) for row in lengths)
+    width = max(forest.num_tokens for forest in forests)
+    layouts = [lay_out(forest) for forest in forests]
     ids = torch.full((len(rows), width), pad_id, dtype=torch.int64)
     positions = torch.full((len(rows), width), position_offset, dtype=torch.int64)
-    for index, row in enumerate(rows):
-        flat = [token for sequence in row for token in sequence]
-        ids[index, : len(flat)] = torch.tensor(flat, dtype=torch.int64)
-        steps = [torch.arange(position_offset, position_offset + length) for length in lengths[index]]
-        positions[index, : len(flat)] = torch.cat(steps)
-    return PackedBatch(ids.to(device), positions.to(device), Packing(lengths))
+    for index, (forest, layout) in enumerate(zip(forests, layouts, strict=True)):
+        used = layout.num_tokens
+        ids[index, :used] = torch.tensor([token for run in forest.runs for token in run.tokens], dtype=torch.int64)
+        steps = []
+        for (start, end), before in zip(layout.spans, layout.before, strict=True):
+            first = position_offset + sum(right - left for left, right in before)
+            steps.append(torch.arange(first, first + end - start))
+        positions[index, :used] = torch.cat(steps)
+    return PackedBatch(ids.to(device), positions.to(device), Packing(layouts))
 
 
-def plan_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Indices of the sequences of each pass: similar lengths together, at most `token_budget` tokens a pass."""
-    batches: list[list[int]] = []
-    used = token_budget + 1
-    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if used + lengths[index] > token_budget:
-            batches.append([])
-            used = 0
-        batches[-1].append(index)
-        used += lengths[index]
-    return batches
+def pooled_tokens(packing: Packing, pooling: Literal["last", "first"]) -> list[list[int]]:
+    """By row, the token of each sequence that pooling takes: its place in the row."""
+    if pooling == "first":
+        return [[row.spans[path[0]][0] for path in row.paths] for row in packing.rows]
+    return [[row.spans[path[-1]][1] - 1 for path in row.paths] for row in packing.rows]
 
 
 def pool(hidden: Tensor, packing: Packing, pooling: Pooling) -> Tensor:
@@ -120,144 +153,39 @@ def pool(hidden: Tensor, packing: Packing, pooling: Pooling) -> Tensor:
     """
     if pooling == "mean":
         return _pool_mean(hidden, packing)
-    edge = [[start if pooling == "first" else end - 1 for start, end in row] for row in packing.spans]
-    index = torch.tensor(edge, device=hidden.device).expand(hidden.shape[0], -1)
+    index = torch.tensor(pooled_tokens(packing, pooling), device=hidden.device).expand(hidden.shape[0], -1)
     return hidden.gather(1, index[:, :, None].expand(-1, -1, hidden.shape[2]))
 
 
 def _pool_mean(hidden: Tensor, packing: Packing) -> Tensor:
-    rows, width, size = hidden.shape
-    count = len(packing.lengths[0])
-    segments = torch.full((len(packing.lengths), width), count, dtype=torch.int64)  # the filling goes to bin `count`
-    for row, lengths in enumerate(packing.lengths):
-        owner = torch.repeat_interleave(torch.arange(count), torch.tensor(lengths))
-        segments[row, : len(owner)] = owner
-    bins = segments.expand(rows, -1) + (count + 1) * torch.arange(rows)[:, None]
     exact = hidden if hidden.dtype == torch.float64 else hidden.float()
-    sums = exact.new_zeros(rows * (count + 1), size)
-    sums = sums.index_add(0, bins.flatten().to(hidden.device), exact.reshape(rows * width, size))
-    sizes = torch.tensor(packing.lengths, dtype=exact.dtype, device=hidden.device).expand(rows, -1)
-    return sums.view(rows, count + 1, size)[:, :count] / sizes[:, :, None]
+    rows = [exact[index : index + 1] for index in range(exact.shape[0])] if len(packing.rows) > 1 else [exact]
+    return torch.cat([_mean_of_row(row, layout) for row, layout in zip(rows, packing.rows, strict=True)])
 
 
-def attend(  # noqa: PLR0913 - the signature is Transformers'
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    is_causal: bool | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Attention within each packed sequence; the signature is Transformers' `AttentionInterface`.
-
-    Args:
-        module: the attention layer; its `is_causal` holds unless the keyword is given.
-        query: (K, H, T, D).
-        key: (K, H_kv, T, D), heads not repeated.
-        value: (K, H_kv, T, D).
-        attention_mask: None; a mask would mean that the caller pads.
-        scaling: of the scores; D^-0.5 if None.
-        dropout: 0; a backbone in training mode would have another.
-        is_causal: see `module`.
-        sliding_window: key j is visible from query i iff |i - j| < sliding_window.
-        softcap: scores become softcap * tanh(score / softcap) (Gemma 2).
-        **kwargs: the packing under `PACKING_KEYWORD`, and what has no effect on attention; anything else is refused.
-
-    Returns:
-        ((K, T, H, D), None).
-
-    Raises:
-        RuntimeError: something that this attention would silently get wrong (a mask, sinks, a position bias).
-    """
-    packing = kwargs.get(PACKING_KEYWORD)
-    if not isinstance(packing, Packing):
-        raise RuntimeError("packed attention was called without its packing")
-    unknown = sorted(name for name, value in kwargs.items() if value is not None and name not in _HARMLESS)
-    if attention_mask is not None or unknown or dropout:
-        raise RuntimeError(f"packed attention knows no mask, dropout or {unknown}")
-    packing.num_attention_calls += 1
-    packing.num_windowed_calls += sliding_window is not None
-    causal = is_causal if is_causal is not None else bool(getattr(module, "is_causal", True))
-    span_attention = _SpanAttention(causal, scaling, sliding_window, softcap)
-    rows, _, width, _ = query.shape
-    if len(packing.spans) not in (1, rows):
-        raise RuntimeError(f"packing of {len(packing.spans)} rows met activations of {rows} rows")
-    if len(packing.spans) == 1:
-        return _attend_row(span_attention, (query, key, value), packing.spans[0], width), None
-    each = [
-        _attend_row(span_attention, (query[r : r + 1], key[r : r + 1], value[r : r + 1]), packing.spans[r], width)
-        for r in range(rows)
-    ]
-    return torch.cat(each), None
+def _mean_of_row(hidden: Tensor, layout: RowLayout) -> Tensor:
+    """(K, T, d) -> (K, N, d)."""
+    device = hidden.device
+    sizes = torch.tensor([end - start for start, end in layout.spans])
+    owner = torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(device)
+    sums = hidden.new_zeros(hidden.shape[0], len(sizes), hidden.shape[2])
+    sums = sums.index_add(1, owner, hidden[:, : layout.num_tokens])
+    totals = torch.tensor([sum(int(sizes[run]) for run in path) for path in layout.paths], device=device)
+    if any(len(path) > 1 for path in layout.paths):
+        parts = [(sequence, run) for sequence, path in enumerate(layout.paths) for run in path]
+        sequences, runs = torch.tensor(parts, device=device).T
+        joined = hidden.new_zeros(hidden.shape[0], len(layout.paths), hidden.shape[2])
+        sums = joined.index_add(1, sequences, sums[:, runs])
+    else:
+        sums = sums[:, torch.tensor([path[0] for path in layout.paths], device=device)]
+    return sums / totals[:, None].to(hidden.dtype)
 
 
-def _attend_row(
-    span_attention: _SpanAttention, qkv: tuple[Tensor, Tensor, Tensor], spans: list[tuple[int, int]], width: int
-) -> Tensor:
-    rest = width - spans[-1][1]
-    sizes = [end - start for start, end in spans] + ([rest] if rest else [])
-    # Split, not sliced: the gradient of a slice is a whole row of zeros, and there would be one a sequence.
-    queries, keys, values = (torch.split(tensor, sizes, dim=2) for tensor in qkv)
-    parts = zip(queries[: len(spans)], keys[: len(spans)], values[: len(spans)], strict=True)
-    pieces = [span_attention(query, key, value).transpose(1, 2) for query, key, value in parts]
-    if rest:
-        query, _, value = qkv
-        pieces.append(query.new_zeros(query.shape[0], rest, query.shape[1], value.shape[3]))
-    return torch.cat(pieces, dim=1)
-
-
-@dataclass(frozen=True, slots=True)
-class _SpanAttention:
-    """Attention over one sequence, (K, H, L, D) -> (K, H, L, D)."""
-
-    is_causal: bool
-    scaling: float | None
-    sliding_window: int | None
-    softcap: float | None
-
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        length = query.shape[2]
-        window = self.sliding_window if self.sliding_window is not None and self.sliding_window < length else None
-        if self.softcap is not None:
-            return self._explicit(query, key, value, window)
-        mask = _visible(length, self.is_causal, window, query.device) if window is not None else None
-        return functional.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            is_causal=self.is_causal and mask is None,
-            scale=self.scaling,
-            enable_gqa=key.shape[1] != query.shape[1],
-        )
-
-    def _explicit(self, query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:
-        """Softcapped scores have no fused kernel on a CPU."""
-        assert self.softcap is not None
-        groups = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-        scale = self.scaling if self.scaling is not None else query.shape[3] ** -0.5
-        scores = torch.tanh(query @ key.transpose(2, 3) * scale / self.softcap) * self.softcap
-        visible = _visible(query.shape[2], self.is_causal, window, query.device)
-        exact = torch.float64 if scores.dtype == torch.float64 else torch.float32
-        weights = scores.masked_fill(~visible, float("-inf")).softmax(dim=-1, dtype=exact)
-        return weights.to(value.dtype) @ value
-
-
-def _visible(length: int, is_causal: bool, window: int | None, device: torch.device) -> Tensor:
-    """Boolean (L, L); True where query i may see key j."""
-    place = torch.arange(length, device=device)
-    distance = place[:, None] - place[None, :]
-    visible = distance >= 0 if is_causal else torch.ones_like(distance, dtype=torch.bool)
-    return visible if window is None else visible & (distance.abs() < window)
-
-
-# Transformers' public extension point: registering is idempotent and has no other effect. No mask function is
-# registered under this name, so models build no mask at all.
-AttentionInterface.register(ATTENTION_NAME, attend)
+def _join(spans: Sequence[Span]) -> tuple[Span, ...]:
+    joined: list[Span] = []
+    for start, end in spans:
+        if joined and joined[-1][1] == start:
+            joined[-1] = (joined[-1][0], end)
+        else:
+            joined.append((start, end))
+    return tuple(joined)

@@ -26,6 +26,10 @@ class ScoringModel(Protocol):
     attention: Attention
 
     @property
+    def shares_prefixes(self) -> bool:
+        """Whether a row may be a prefix forest."""
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
 
@@ -55,6 +59,11 @@ class SinglesModel(nn.Module):
         self.attention: Attention = "packed" if is_packed else "unpadded"
 
     @property
+    def shares_prefixes(self) -> bool:
+        """Whether a row may be a prefix forest."""
+        return all(model.shares_prefixes for model in self._each)
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self._first.device
@@ -66,7 +75,11 @@ class SinglesModel(nn.Module):
 
     @property
     def _first(self) -> EnsembleModel:
-        return cast(EnsembleModel, self.models[0])
+        return self._each[0]
+
+    @property
+    def _each(self) -> list[EnsembleModel]:
+        return [cast(EnsembleModel, model) for model in self.models]
 
     def forward(self, rows: Rows) -> Tensor:
         """Raw scores (K, N), before calibration, in the heads' dtype.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 from quorum_model.backbone import wrap_backbone
 from quorum_model.model import EnsembleModel
+from quorum_model.prefixes import share_prefixes
 from tests.reference.peft_oracle import peft_scores
 from tests.reference.tiny_models import (
     ARCHITECTURES,
@@ -76,6 +78,78 @@ def test_folded_packed_equals_peft_fp32(architecture: Architecture, tmp_path: Pa
 @pytest.mark.parametrize("architecture", [a for a in ARCHITECTURES if "moe" not in a.name], ids=lambda a: a.name)
 def test_folded_packed_equals_peft_fp64(architecture: Architecture, tmp_path: Path) -> None:
     check(architecture, torch.float64, tmp_path)
+
+
+CAUSAL = [a for a in ARCHITECTURES if a.packs and a.pooling == "last"]
+
+
+def family(vocab: int = 90) -> list[list[int]]:
+    """Prompts of several lengths (shorter and longer than the windows), each with answers; nested and lonely ones."""
+    system = random_sequences([6], seed=1)[0]
+    prompts = [system + prompt for prompt in random_sequences([3, 20], seed=2)]
+    answers = random_sequences([4, 11, 1, 17, 2, 9], seed=3)
+    grown = [*[prompts[0] + answer for answer in answers[:3]], *[prompts[1] + answer for answer in answers[3:]]]
+    return [*grown, prompts[1], grown[-1] + [5, 7], *random_sequences([12], seed=4)]
+
+
+@pytest.mark.usefixtures("exact_float64")
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("architecture", CAUSAL, ids=lambda a: a.name)
+def test_shared_prefixes_equal_peft_on_whole_sequences(
+    architecture: Architecture, pooling: str, tmp_path: Path
+) -> None:
+    architecture = dataclasses.replace(architecture, pooling=pooling)
+    base = make_model(architecture, torch.float64)
+    backbone = wrap_backbone(copy.deepcopy(base))
+    members = [random_member(backbone, rank=rank, seed=index) for index, rank in enumerate(RANKS)]
+    sequences = family()
+    expected = peft_scores(base, members, backbone.head.module_names, sequences, pooling, tmp_path)
+    model = EnsembleModel(backbone, [m.lora for m in members], [m.head for m in members], pooling).eval()
+    forest = share_prefixes(sequences, min_shared=2)
+    assert forest.num_tokens < 0.6 * sum(map(len, sequences))
+    assert max(len(forest.path(leaf)) for leaf in forest.leaves) >= 3
+    with torch.inference_mode():
+        actual = model([forest]).numpy()
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE[torch.float64] * expected.std())
+
+
+def test_a_bidirectional_backbone_shares_no_prefixes() -> None:
+    backbone = make_backbone(ARCHITECTURES[0])
+    model = EnsembleModel(backbone, None, [random_member(backbone, rank=4, seed=0).head], "first")
+    assert not model.shares_prefixes
+    with pytest.raises(ValueError, match="causal"):
+        model([share_prefixes([[1, 2, 3], [1, 2, 4]], min_shared=2)])
+
+
+# What is narrowed of the last layer, and one of its products that must have run over the pooled tokens alone.
+NARROWED = {
+    "bert": (["intermediate", "output", "attention.output", "attention.self.query"], "intermediate.dense"),
+    "modernbert": (["mlp_norm", "mlp", "attn.Wo"], "mlp.Wi"),
+    "llama": (["mlp", "post_attention_layernorm", "self_attn.q_proj", "self_attn.o_proj"], "mlp.down_proj"),
+    "gpt2": (["ln_2", "mlp", "attn.c_proj"], "mlp.c_fc"),
+    "bert-mean": (None, "intermediate.dense"),
+}
+
+
+@pytest.mark.parametrize("name", NARROWED)
+def test_the_last_layer_computes_what_is_pooled(name: str) -> None:
+    architecture = next(a for a in ARCHITECTURES if a.name == name)
+    backbone = make_backbone(architecture)
+    members = [random_member(backbone, rank=4, seed=index) for index in range(3)]
+    model = EnsembleModel(backbone, [m.lora for m in members], [m.head for m in members], architecture.pooling).eval()
+    modules, product = NARROWED[name]
+    assert (model._last_layer and model._last_layer.narrowed_modules) == modules
+    widths: list[int] = []
+    layers = [layer for path, layer in model.folded.items() if path.endswith(product)]
+    for layer in layers:
+        layer.register_forward_hook(lambda _m, _a, out: widths.append(out.shape[1]))
+    sequences = random_sequences(LENGTHS)
+    with torch.inference_mode():
+        model([sequences])
+    assert len(widths) == 3
+    assert widths[-1] == (sum(LENGTHS) if modules is None else len(LENGTHS))
+    model([sequences])  # with gradients, training's dropout masks are of the whole row
+    assert widths[3:] == [sum(LENGTHS)] * 3
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a.name)

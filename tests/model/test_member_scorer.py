@@ -5,22 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from quorum_client.errors import RequestTooLarge
 from quorum_model.bundle.manifest import BackboneRef
 from quorum_model.bundle.read import Bundle, read_bundle
 from quorum_model.bundle.write import write_bundle
 from quorum_model.errors import BackboneMismatch, BackboneNotFound, HeadMissing, SelfTestFailed, Unsupported
-from quorum_model.member_scorer import load_member_scorer
-from quorum_model.packing import plan_batches
+from quorum_model.member_scorer import MemberScorer, load_member_scorer
 from tests.reference.tiny_models import random_sequences
-from tests.server.tiny_bundle import make_bert_bundle
+from tests.server.tiny_bundle import make_bert_bundle, make_llama_bundle
 
 
 @pytest.fixture(scope="module")
@@ -113,9 +112,72 @@ def test_a_version_is_read_back(bundle: Bundle) -> None:
     assert read_bundle(bundle.path).version == bundle.version == load_member_scorer(bundle).version
 
 
-@given(lengths=st.lists(st.integers(1, 50), max_size=40), budget=st.integers(1, 120))
-def test_every_sequence_is_in_one_pass_within_the_budget(lengths: list[int], budget: int) -> None:
-    batches = plan_batches(lengths, budget)
-    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
-    for batch in batches:
-        assert len(batch) == 1 or sum(lengths[index] for index in batch) <= budget
+@pytest.fixture(scope="module")
+def causal_scorers(tmp_path_factory: pytest.TempPathFactory) -> tuple[MemberScorer, MemberScorer]:
+    """With and without sharing."""
+    bundle = make_llama_bundle(tmp_path_factory.mktemp("causal") / "tiny")
+    return load_member_scorer(bundle), load_member_scorer(bundle, share_prefixes=False)
+
+
+def candidates() -> list[list[int]]:
+    prompts = random_sequences([30, 25], seed=5)
+    return [prompts[index % 2] + answer for index, answer in enumerate(random_sequences([6, 9, 3, 12, 1, 7], seed=6))]
+
+
+def test_shared_prefixes_change_what_is_computed_and_not_the_scores(
+    causal_scorers: tuple[MemberScorer, MemberScorer],
+) -> None:
+    sharing, plain = causal_scorers
+    shared, whole = sharing.score(candidates()), plain.score(candidates())
+    np.testing.assert_allclose(shared.raw, whole.raw, rtol=0, atol=1e-5 * float(whole.raw.std()))  # fp32
+    assert whole.computed_tokens == sum(map(len, candidates()))
+    distinct = {tuple(ids[:end]) for ids in candidates() for end in range(1, len(ids) + 1)}
+    assert shared.computed_tokens == len(distinct)  # answers of one prompt differ from their first token on
+
+
+def out_of_memory_beyond(monkeypatch: pytest.MonkeyPatch, scorer: MemberScorer, most: int) -> list[int]:
+    """A device that holds so many tokens; what it was given, pass by pass."""
+    seen: list[int] = []
+    run = scorer._model.__call__
+
+    def model(rows: Any) -> torch.Tensor:
+        seen.append(sum(map(len, rows[0])))
+        if seen[-1] > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(rows)
+
+    monkeypatch.setattr(scorer, "_model", model)
+    return seen
+
+
+def test_out_of_memory_halves_the_passes_and_goes_on(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    sequences = random_sequences([7, 30, 2, 15, 15, 1, 30, 28], seed=3)
+    expected = load_member_scorer(bundle).score(sequences)
+    scorer = load_member_scorer(bundle)
+    seen = out_of_memory_beyond(monkeypatch, scorer, 40)
+    scored: list[int] = []
+    actual = scorer.score(sequences, scored.append)
+    np.testing.assert_allclose(actual.raw, expected.raw, rtol=0, atol=1e-5)
+    assert actual.computed_tokens == sum(map(len, sequences)) == sum(each for each in seen if each <= 40)
+    assert sum(scored) == len(sequences)
+    seen.clear()
+    scorer.score(sequences)
+    assert max(seen) <= 40  # it has learned
+
+
+def test_a_text_that_does_not_fit_alone_is_refused(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = load_member_scorer(bundle)
+    out_of_memory_beyond(monkeypatch, scorer, 10)
+    with pytest.raises(RequestTooLarge, match="a text of 30 tokens"):
+        scorer.score(random_sequences([5, 30], seed=3))
+
+
+def test_other_failures_of_a_pass_are_not_taken_for_memory(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = load_member_scorer(bundle)
+
+    def broken(_rows: Any) -> torch.Tensor:
+        raise RuntimeError("a kernel failed")
+
+    monkeypatch.setattr(scorer, "_model", broken)
+    with pytest.raises(RuntimeError, match="a kernel failed"):
+        scorer.score([[1, 2]])

@@ -10,9 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from quorum_model import attention, narrowing
 from quorum_model import model as model_module
-from quorum_model import packing
 from quorum_model.folded import FoldedLinear
+from quorum_model.model import EnsembleModel
+from quorum_model.narrowing import LastLayer
+from quorum_model.packing import RowLayout
 from tests.model.test_forward import check
 from tests.reference.tiny_models import ARCHITECTURES
 
@@ -63,27 +66,52 @@ def forget_the_scaling_of_one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def skip_packing_in_one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last layer sees the whole row as one sequence. The build-time trial is blinded: the oracle must notice."""
-    row_attention = packing._attend_row
+    row_attention = attention._attend_row
     calls = {"count": 0}
 
-    def leaky(span_attention: Any, qkv: Any, spans: Any, width: int) -> Tensor:
+    def leaky(rule: Any, qkv: Any, layout: RowLayout, width: int) -> Tensor:
         calls["count"] += 1
         if calls["count"] % 3 == 0:
-            spans = [(0, spans[-1][1])]
-        return row_attention(span_attention, qkv, spans, width)
+            layout = RowLayout(((0, layout.num_tokens),), ((),), ((0,),))
+        return row_attention(rule, qkv, layout, width)
 
-    monkeypatch.setattr(packing, "_attend_row", leaky)
+    monkeypatch.setattr(attention, "_attend_row", leaky)
+    monkeypatch.setattr(EnsembleModel, "_narrow_last_layer", lambda _self: None)
     monkeypatch.setattr(model_module, "_PACKING_TOLERANCE", {torch.float32: float("inf")})
 
 
 def lose_the_causal_mask(monkeypatch: pytest.MonkeyPatch) -> None:
-    attention = packing._SpanAttention
+    rule = attention.AttentionRule
 
     def blind(_is_causal: bool, *rest: Any) -> Any:
-        return attention(False, *rest)
+        return rule(False, *rest)
 
-    monkeypatch.setattr(packing, "_SpanAttention", blind)
+    monkeypatch.setattr(attention, "AttentionRule", blind)
     monkeypatch.setattr(model_module, "_PACKING_TOLERANCE", {torch.float32: float("inf")})
+
+
+def pool_a_neighbour(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last layer computes the token before the pooled one: what is pooled was never computed."""
+    tokens = narrowing.pooled_tokens
+
+    def shifted(*arguments: Any) -> list[list[int]]:
+        return [[max(0, token - 1) for token in row] for row in tokens(*arguments)]
+
+    monkeypatch.setattr(narrowing, "pooled_tokens", shifted)
+
+
+def narrow_the_keys_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trial is blinded, so that every module of the last layer that can be narrowed is."""
+
+    def agrees(self: LastLayer, args: Any, kwargs: Any, batch: Any, _expected: Tensor) -> bool:
+        try:
+            with self.narrowing(batch):
+                self._pooled(args, kwargs, batch)
+        except (RuntimeError, TypeError, ValueError, IndexError):
+            return False
+        return True
+
+    monkeypatch.setattr(LastLayer, "_is_unchanged", agrees)
 
 
 @pytest.mark.parametrize(
@@ -96,6 +124,10 @@ def lose_the_causal_mask(monkeypatch: pytest.MonkeyPatch) -> None:
         (skip_packing_in_one_layer, BERT),
         (skip_packing_in_one_layer, LLAMA),
         (lose_the_causal_mask, LLAMA),
+        (pool_a_neighbour, BERT),
+        (pool_a_neighbour, LLAMA),
+        (narrow_the_keys_too, BERT),
+        (narrow_the_keys_too, LLAMA),
     ],
     ids=lambda value: value.__name__ if callable(value) else value.name,
 )

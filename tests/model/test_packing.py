@@ -1,15 +1,15 @@
-"""Packing, pooling and attention against plain loops, one sequence at a time."""
+"""Packing and pooling against plain loops, one sequence at a time."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from quorum_model.packing import PACKING_KEYWORD, Packing, attend, pack, pool
+from quorum_model.packing import Packing, lay_out, pack, packing_of, pool
+from quorum_model.prefixes import share_prefixes
 
 LENGTHS = [[3, 7, 1, 12], [5, 2, 9, 4]]
 
@@ -22,7 +22,7 @@ def test_pack_lays_sequences_end_to_end() -> None:
     batch = pack([[[11, 12], [13, 14, 15]], [[21], [22]]], position_offset=2, pad_id=9)
     assert batch.input_ids.tolist() == [[11, 12, 13, 14, 15], [21, 22, 9, 9, 9]]
     assert batch.position_ids.tolist() == [[2, 3, 2, 3, 4], [2, 2, 2, 2, 2]]
-    assert batch.packing.spans == [[(0, 2), (2, 5)], [(0, 1), (1, 2)]]
+    assert [row.spans for row in batch.packing.rows] == [((0, 2), (2, 5)), ((0, 1), (1, 2))]
 
 
 @pytest.mark.parametrize("rows", [[], [[]], [[[1], []]], [[[1]], [[1], [2]]]])
@@ -35,73 +35,40 @@ def test_pack_refuses_what_has_no_meaning(rows: Any) -> None:
 @pytest.mark.parametrize("pooling", ["first", "last", "mean"])
 def test_pool_equals_a_loop(lengths: list[list[int]], pooling: Any) -> None:
     hidden = draw(2, max(map(sum, lengths)), 6)
-    packing = Packing(lengths)
+    packing = packing_of(lengths)
     actual = pool(hidden, packing, pooling)
     for row in range(2):
-        for index, (start, end) in enumerate(packing.spans[row if len(lengths) > 1 else 0]):
+        for index, (start, end) in enumerate(packing.rows[row if len(lengths) > 1 else 0].spans):
             tokens = hidden[row, start:end]
             expected = {"first": tokens[0], "last": tokens[-1], "mean": tokens.sum(0) / (end - start)}[pooling]
             torch.testing.assert_close(actual[row, index], expected, rtol=1e-12, atol=1e-12)
 
 
-def attention_by_loop(
-    query: Tensor, key: Tensor, value: Tensor, *, causal: bool, window: int | None, softcap: float | None
-) -> Tensor:
-    """One head, one query position at a time. (L, D) each."""
-    rows = []
-    for i in range(len(query)):
-        visible = [j for j in range(len(key)) if (not causal or j <= i) and (window is None or abs(i - j) < window)]
-        scores = torch.stack([query[i] @ key[j] / query.shape[1] ** 0.5 for j in visible])
-        if softcap is not None:
-            scores = softcap * torch.tanh(scores / softcap)
-        weights = scores.exp() / scores.exp().sum()
-        rows.append(sum(weight * value[j] for weight, j in zip(weights, visible, strict=True)))
-    return torch.stack(rows)  # type: ignore[arg-type]
+# Two prompts with two and one answers, one answer that is a prompt alone, and a text of its own.
+FAMILY = [[1, 2, 3, 4, 10, 11], [1, 2, 3, 4, 12], [1, 2, 3, 4], [5, 6, 7, 8, 9], [1, 2, 30, 31]]
 
 
-@pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("window", [None, 4])
-@pytest.mark.parametrize("softcap", [None, 1.5])
-@pytest.mark.parametrize("lengths", [LENGTHS, LENGTHS[:1]], ids=["own", "shared"])
-def test_attention_equals_a_loop(
-    causal: bool, window: int | None, softcap: float | None, lengths: list[list[int]]
-) -> None:
-    packing = Packing(lengths)
-    width = max(map(sum, lengths))
-    query, key, value = draw(2, 4, width, 8), draw(2, 2, width, 8) + 0.1, draw(2, 2, width, 8) - 0.1  # grouped queries
-    module: Any = SimpleNamespace(is_causal=causal)
-    out, _ = attend(
-        module, query, key, value, None, sliding_window=window, softcap=softcap, **{PACKING_KEYWORD: packing}
+def test_a_shared_prefix_lies_there_once() -> None:
+    forest = share_prefixes(FAMILY, min_shared=2)
+    batch = pack([forest], position_offset=2)
+    layout = batch.packing.rows[0]
+    assert (
+        batch.input_ids.shape[1]
+        == forest.num_tokens
+        == len({tuple(s[:n]) for s in FAMILY for n in range(1, len(s) + 1)})
     )
-    assert out.shape == (2, width, 4, 8)
-    for row in range(2):
-        for start, end in packing.spans[row if len(lengths) > 1 else 0]:
-            for head in range(4):
-                expected = attention_by_loop(
-                    query[row, head, start:end],
-                    key[row, head // 2, start:end],
-                    value[row, head // 2, start:end],
-                    causal=causal,
-                    window=window,
-                    softcap=softcap,
-                )
-                torch.testing.assert_close(out[row, start:end, head], expected, rtol=1e-9, atol=1e-9)
+    for index, sequence in enumerate(FAMILY):
+        places = [place for start, end in layout.spans_of(index) for place in range(start, end)]
+        assert batch.input_ids[0, places].tolist() == sequence
+        assert batch.position_ids[0, places].tolist() == list(range(2, 2 + len(sequence)))
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [{"attention_mask": torch.ones(1, 1, 3, 3)}, {"s_aux": torch.ones(4)}, {"position_bias": torch.ones(4)},
-     {"dropout": 0.1}],
-    ids=lambda wrong: next(iter(wrong)),
-)  # fmt: skip
-def test_attention_refuses_what_it_would_get_wrong(wrong: dict[str, Any]) -> None:
-    query = draw(1, 4, 3, 8)
-    mask = wrong.pop("attention_mask", None)
-    with pytest.raises(RuntimeError, match="packed attention knows no"):
-        attend(torch.nn.Module(), query, query, query, mask, **{PACKING_KEYWORD: Packing([[3]]), **wrong})
-
-
-def test_attention_without_its_packing_is_refused() -> None:
-    query = draw(1, 4, 3, 8)
-    with pytest.raises(RuntimeError, match="without its packing"):
-        attend(torch.nn.Module(), query, query, query, None)
+@pytest.mark.parametrize("pooling", ["first", "last", "mean"])
+def test_pooling_a_shared_prefix_equals_a_loop(pooling: Any) -> None:
+    layout = lay_out(share_prefixes(FAMILY, min_shared=2))
+    hidden = draw(3, layout.num_tokens, 6)
+    actual = pool(hidden, Packing([layout]), pooling)
+    for index in range(len(FAMILY)):
+        tokens = hidden[:, [place for start, end in layout.spans_of(index) for place in range(start, end)]]
+        expected = {"first": tokens[:, 0], "last": tokens[:, -1], "mean": tokens.mean(dim=1)}[pooling]
+        torch.testing.assert_close(actual[:, index], expected, rtol=1e-12, atol=1e-12)

@@ -45,9 +45,9 @@ def peft_scores(
 
 def _score_one(model: Any, sequence: list[int], pooling: str) -> torch.Tensor:
     ids = torch.tensor([sequence])
-    if pooling == "mean":  # BERT: no class of Transformers pools it by the mean
-        hidden = model.bert(ids, attention_mask=torch.ones_like(ids)).last_hidden_state
-        return model.classifier(model.bert.pooler(hidden.mean(dim=1, keepdim=True)))
+    if pooling == "mean":  # no class of Transformers pools BERT or a decoder by the mean
+        hidden = model.base_model(ids, attention_mask=torch.ones_like(ids)).last_hidden_state.mean(dim=1, keepdim=True)
+        return model.score(hidden) if hasattr(model, "score") else model.classifier(model.bert.pooler(hidden))
     # One sequence, no padding: its last token is its last token, also where that is eos and pad is eos too.
     model.config.pad_token_id = None
     return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits

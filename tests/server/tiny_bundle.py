@@ -1,4 +1,4 @@
-"""Small bundles made in a moment: one without a model for fake engines, one with a tiny random BERT.
+"""Small bundles made in a moment: one without a model for fake engines, others with a tiny random BERT or Llama.
 
 Both use a tokenizer with one token a character, so that token ids can be worked out by hand.
 """
@@ -35,7 +35,7 @@ from quorum_model.bundle.write import write_bundle
 from quorum_model.model import EnsembleModel
 from quorum_model.prompts import PLAIN_TEMPLATE
 from quorum_model.sources import hash_tokenizer, hash_weights
-from tests.reference.tiny_models import ARCHITECTURES, VOCAB, make_backbone, make_model, random_member
+from tests.reference.tiny_models import ARCHITECTURES, VOCAB, Architecture, make_backbone, make_model, random_member
 
 CLS, SEP = 1, 2
 # Ids 5 to 8 are left to tests that give token ids: see fake_engine.
@@ -124,10 +124,19 @@ def make_fake_bundle(target: Path, num_members: int = 3, **changes: Any) -> Bund
 
 def make_bert_bundle(target: Path, num_members: int = 3) -> Bundle:
     """A real `lora` bundle on a tiny random BERT, its members far apart."""
-    architecture = ARCHITECTURES[0]
+    return _make_lora_bundle(target, ARCHITECTURES[0], num_members)
+
+
+def make_llama_bundle(target: Path, num_members: int = 3) -> Bundle:
+    """The same on a tiny random Llama, which shares prefixes."""
+    return _make_lora_bundle(target, next(a for a in ARCHITECTURES if a.name == "llama"), num_members)
+
+
+def _make_lora_bundle(target: Path, architecture: Architecture, num_members: int) -> Bundle:
+    pooling = architecture.pooling
     backbone = make_backbone(architecture)
     states = [random_member(backbone, rank=2 + k, seed=10 + k) for k in range(num_members)]
-    model = EnsembleModel(backbone, [state.lora for state in states], [state.head for state in states], "first").eval()
+    model = EnsembleModel(backbone, [state.lora for state in states], [state.head for state in states], pooling).eval()
     members = [
         MemberEntry(
             name=f"m{k:02d}",
@@ -157,5 +166,5 @@ def make_bert_bundle(target: Path, num_members: int = 3) -> Bundle:
 
     weights_folder = target.with_name(f"{target.name}-weights")
     make_model(architecture).save_pretrained(str(weights_folder))
-    manifest = _manifest(members, hash_weights(weights_folder), kind="lora")
+    manifest = _manifest(members, hash_weights(weights_folder), kind="lora", pooling=pooling)
     return write_bundle(target, manifest, write_files)

@@ -19,9 +19,10 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from quorum_model.adapters import LoraWeights
+from quorum_model.attention import ATTENTION_NAME
 from quorum_model.backbone import Backbone, load_backbone
 from quorum_model.model import EnsembleModel
-from quorum_model.packing import ATTENTION_NAME, PACKING_KEYWORD, pack, pool
+from quorum_model.packing import PACKING_KEYWORD, pack, pool
 from quorum_trainer.config import Layers, LoraOptions, LossOptions, Optimisation
 from quorum_trainer.data import EncodedPair
 from quorum_trainer.training.batches import Batch, PairOrders

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -20,7 +19,6 @@ from quorum_model.bundle.read import Bundle, read_bundle, resolve_bundle
 from quorum_model.calibration import FloatArray, normalize
 from quorum_model.errors import ItemRejected
 from quorum_model.member_scorer import MemberScorer, load_member_scorer
-from quorum_model.packing import plan_batches
 from quorum_model.prompts import PromptEncoder, load_prompt_encoder
 from quorum_trainer.data import DataError
 from quorum_trainer.evaluation.rows import Row
@@ -85,7 +83,7 @@ class OpenBundle:
             encoded = [self._encode(row, response) for response in row.responses]
             places.append([sequences.setdefault(tuple(ids), len(sequences)) for ids, _ in encoded])
             truncated.append(sum(is_cut for _, is_cut in encoded))
-        calibrated = self._score_sequences(list(sequences), advance)
+        calibrated = self._score_sequences([list(ids) for ids in sequences], advance)
         scored = [
             ScoredRow(row, calibrated[:, place], cut) for row, place, cut in zip(rows, places, truncated, strict=True)
         ]
@@ -101,14 +99,16 @@ class OpenBundle:
             raise DataError(f"{row.file}, line {row.line}: {error.message}") from error
         return encoded.ids, encoded.truncated
 
-    def _score_sequences(self, sequences: Sequence[Sequence[int]], advance: Advance) -> FloatArray:
+    def _score_sequences(self, sequences: Sequence[list[int]], advance: Advance) -> FloatArray:
         members = self.bundle.manifest.members
-        raw: NDArray[np.float64] = np.empty((len(members), len(sequences)))
         done = 0
-        for batch in plan_batches([len(sequence) for sequence in sequences], _TOKEN_BUDGET):
-            raw[:, batch] = self.scorer.score([sequences[index] for index in batch]).raw
-            done += len(batch)
+
+        def count(scored: int) -> None:
+            nonlocal done
+            done += scored
             advance(done, len(sequences))
+
+        raw = self.scorer.score(sequences, count).raw.astype(np.float64)
         calibrations = [member.calibration for member in members]
         return normalize(raw, [c.mean for c in calibrations], [c.scale for c in calibrations])
 

@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from quorum_model.errors import Unsupported
 from quorum_model.heads import head_of
-from quorum_model.packing import Packing, Pooling, pool
+from quorum_model.packing import Pooling, packing_of, pool
 
 
 def load_model(folder: Path, adapter: Path | None = None) -> Any:
@@ -81,7 +81,7 @@ def own_score(model: Any, ids: Sequence[int], *, ignored_id: int | None, pooling
         if pooling is not None:
             hidden = model.base_model(input_ids=tokens).last_hidden_state
             head = head_of(model, model.base_model_prefix)
-            return float(head(pool(hidden, Packing([[len(ids)]]), pooling)[0]))
+            return float(head(pool(hidden, packing_of([[len(ids)]]), pooling)[0]))
         if hasattr(model, "score"):  # a causal class: where it looks for the last token
             model.config.get_text_config().pad_token_id = ignored_id
         return float(model(input_ids=tokens).logits)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from quorum_model.model import EnsembleModel
-from quorum_model.packing import plan_batches
+from quorum_model.passes import plan_batches
 from quorum_model.singles import SinglesModel
 from quorum_trainer.data import EncodedPair
 

@@ -1,0 +1,67 @@
+"""Which sequences go through the model together, and what of them is computed.
+
+    token ids of B sequences, a token budget  --plan_passes-->  passes, each with its row
+
+Knows nothing of tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from quorum_model.packing import Row
+from quorum_model.prefixes import MIN_SHARED_TOKENS, common_prefix, share_prefixes
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """indices: of the sequences, in the row's order. row: them, or their forest. num_tokens: that are computed."""
+
+    indices: list[int]
+    row: Row
+    num_tokens: int
+
+
+def plan_passes(sequences: Sequence[list[int]], token_budget: int, *, share: bool) -> list[Pass]:
+    """Divide sequences into passes of at most `token_budget` computed tokens; a longer one gets a pass of its own.
+
+    Args:
+        sequences: B non-empty lists of token ids.
+        token_budget: most computed tokens in a pass.
+        share: compute common beginnings once (causal backbones); sequences that begin alike then go together.
+            Otherwise those of similar length do.
+    """
+    if not share:
+        batches = plan_batches([len(sequence) for sequence in sequences], token_budget)
+        rows = [[sequences[index] for index in batch] for batch in batches]
+        return [Pass(batch, row, sum(map(len, row))) for batch, row in zip(batches, rows, strict=True)]
+    passes: list[list[int]] = []
+    used = 0
+    for index in sorted(range(len(sequences)), key=sequences.__getitem__):
+        sequence = sequences[index]
+        cost = len(sequence)
+        if passes:
+            agreed = common_prefix(sequences[passes[-1][-1]], sequence)
+            # At a branch at least this much is shared already: runs shorter than the minimum are not.
+            cost -= max(0, agreed - MIN_SHARED_TOKENS + 1)
+        if not passes or used + cost > token_budget:
+            passes.append([])
+            used, cost = 0, len(sequence)
+        passes[-1].append(index)
+        used += cost
+    forests = [share_prefixes([sequences[index] for index in batch]) for batch in passes]
+    return [Pass(batch, forest, forest.num_tokens) for batch, forest in zip(passes, forests, strict=True)]
+
+
+def plan_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+    """Indices of the sequences of each pass: similar lengths together, at most `token_budget` tokens a pass."""
+    batches: list[list[int]] = []
+    used = token_budget + 1
+    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if used + lengths[index] > token_budget:
+            batches.append([])
+            used = 0
+        batches[-1].append(index)
+        used += lengths[index]
+    return batches

@@ -1,0 +1,114 @@
+"""Packed attention on CUDA: one variable-length FlashAttention call for all members and runs of a batch.
+
+    query (K, H, T, D), key, value (K, H_kv, T, D), the packing  --attend_varlen-->  (K, T, H, D)
+
+`torch.nn.attention.varlen` takes sequences end to end with as many queries as keys or fewer; with fewer, the last query
+meets the last key (FlashAttention's convention), which is what a run behind a shared prefix needs. Lengths lie on the
+device from the first layer on, and are used by all layers.
+
+Shapes: `T` packed tokens, `H` heads, `H_kv` key heads, `D` head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
+
+from quorum_model.packing import Packing
+
+_DTYPES = (torch.bfloat16, torch.float16)
+_LARGEST_HEAD = 256
+
+
+def can_attend_varlen(query: Tensor) -> bool:
+    """Whether the kernel takes this query: on CUDA, in half precision, heads of at most 256."""
+    return query.is_cuda and query.dtype in _DTYPES and query.shape[3] <= _LARGEST_HEAD
+
+
+@dataclass(frozen=True, slots=True)
+class VarlenPlan:
+    """What the kernel needs to know of a batch.
+
+    query_ends, key_ends: int32 (M + 1), cumulative lengths over all rows' runs and fillings. key_index: int64, the flat
+    token of each key, or None where keys are the tokens themselves. longest_query, longest_key: tokens.
+    """
+
+    query_ends: Tensor
+    key_ends: Tensor
+    key_index: Tensor | None
+    longest_query: int
+    longest_key: int
+
+
+def make_plan(packing: Packing, num_rows: int, width: int, device: torch.device) -> VarlenPlan:
+    """The plan of a packing over activations of `num_rows` rows of `width` tokens."""
+    layouts = packing.rows if len(packing.rows) == num_rows else packing.rows * num_rows
+    queries: list[int] = []
+    keys: list[list[tuple[int, int]]] = []
+    for row, layout in enumerate(layouts):
+        first = row * width
+        for before, span in zip(layout.before, layout.spans, strict=True):
+            queries.append(span[1] - span[0])
+            keys.append([(first + start, first + end) for start, end in (*before, span)])
+        if width > layout.num_tokens:  # the filling attends to itself; nobody reads it
+            queries.append(width - layout.num_tokens)
+            keys.append([(first + layout.num_tokens, first + width)])
+    lengths = [sum(end - start for start, end in spans) for spans in keys]
+    index = None
+    if lengths != queries:
+        pieces = [torch.arange(start, end) for spans in keys for start, end in spans]
+        index = torch.cat(pieces).to(device)
+    ends = (torch.tensor(list(accumulate(each, initial=0)), dtype=torch.int32) for each in (queries, lengths))
+    query_ends, key_ends = (tensor.to(device) for tensor in ends)
+    return VarlenPlan(query_ends, key_ends, index, max(queries), max(lengths))
+
+
+def attend_varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packing: Packing,
+    scaling: float | None,
+    is_causal: bool,
+    window: int | None,
+) -> Tensor:
+    """Attention within each packed sequence, (K, T, H, D).
+
+    Args:
+        query: (K, H, T, D).
+        key: (K, H_kv, T, D), heads not repeated.
+        value: as key.
+        packing: of one row, or of K.
+        scaling: of the scores; D^-0.5 if None.
+        is_causal: whether a token sees only those before it.
+        window: key j is visible from query i iff |i - j| < window.
+    """
+    rows, heads, width, size = query.shape
+    plan = packing.plans.get(rows)
+    if plan is None:
+        plan = packing.plans[rows] = make_plan(packing, rows, width, query.device)
+    flat_query, flat_key, flat_value = (
+        tensor.transpose(1, 2).reshape(rows * width, tensor.shape[1], tensor.shape[3]) for tensor in (query, key, value)
+    )
+    if plan.key_index is not None:
+        flat_key, flat_value = flat_key[plan.key_index], flat_value[plan.key_index]
+    reach = -1 if window is None else window - 1
+    out = varlen_attn(
+        flat_query,
+        flat_key,
+        flat_value,
+        plan.query_ends,
+        plan.key_ends,
+        plan.longest_query,
+        plan.longest_key,
+        scale=scaling,
+        window_size=(reach, 0 if is_causal else reach),
+        enable_gqa=key.shape[1] != query.shape[1],
+        num_splits=1,  # splits depend on the longest sequence: a score must not depend on its companions
+    )
+    assert isinstance(out, Tensor)
+    return out.view(rows, width, heads, size)
