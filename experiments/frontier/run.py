@@ -164,6 +164,7 @@ def main() -> None:
     parser.add_argument("--members", type=int, default=8)
     parser.add_argument("--train-pairs", type=int, default=900)
     options = parser.parse_args()
+    options.out = options.out.resolve()  # a config names its data from where it lies itself
     options.out.mkdir(parents=True, exist_ok=True)
     pairs, test = split(options.out, options.train_pairs)
     choices: dict[str, Any] = {}

@@ -178,6 +178,7 @@ def main() -> None:
     parser.add_argument("--train-pairs", type=int, default=600)
     parser.add_argument("--eval-pairs", type=int, default=300)
     options = parser.parse_args()
+    options.out = options.out.resolve()  # a config names its data from where it lies itself
     options.out.mkdir(parents=True, exist_ok=True)
     rows = [row_of(kind, options.out, options) for kind in (*KINDS, "merged")]
     (HERE / "results").mkdir(exist_ok=True)
