@@ -8,8 +8,10 @@ What the engine process runs. Knows nothing of text, calibration, queues or HTTP
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -28,8 +30,12 @@ from quorum_model.model import Attention, EnsembleModel
 from quorum_model.passes import Pass, plan_passes
 from quorum_model.singles import ScoringModel, SinglesModel
 from quorum_model.sources import check_weights, resolve_backbone
+from quorum_model.token_budget import choose_token_budget
 
 logger = logging.getLogger(__name__)
+
+_UNTRIED_BUDGET = 8192
+_TRIAL_LENGTH = 128  # tokens of a usual answer with its prompt
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -154,7 +160,7 @@ def load_member_scorer(
     *,
     device: str = "auto",
     dtype: str = "auto",
-    token_budget: int = 8192,
+    token_budget: int | None = None,
     share_prefixes: bool = True,
 ) -> MemberScorer:
     """Load an ensemble's backbone and members and prove that it gives the scores it should.
@@ -163,7 +169,7 @@ def load_member_scorer(
         bundle: already verified.
         device: auto, cpu, cuda, cuda:N.
         dtype: auto, float32, bfloat16, float64.
-        token_budget: most computed tokens in one pass.
+        token_budget: most computed tokens in one pass; None tries what is fastest here, in a second or two.
         share_prefixes: see `MemberScorer`.
 
     Raises:
@@ -174,9 +180,28 @@ def load_member_scorer(
     """
     target = choose_device(device)
     model = load_scoring_model(bundle, choose_dtype(dtype, target), target)
-    scorer = MemberScorer(model, bundle, token_budget, share_prefixes=share_prefixes)
+    scorer = MemberScorer(model, bundle, token_budget or _UNTRIED_BUDGET, share_prefixes=share_prefixes)
     _self_test(scorer, bundle)
+    if token_budget is None:
+        scorer.token_budget = choose_token_budget(partial(_seconds_of_pass, model, bundle))
     return scorer
+
+
+def _seconds_of_pass(model: ScoringModel, bundle: Bundle, num_tokens: int) -> float | None:
+    """How long a pass of so many tokens takes, or None where memory does not suffice; of real text, over and over."""
+    text = [token for item in read_golden(bundle) for token in item.token_ids]
+    length = min(_TRIAL_LENGTH, bundle.manifest.max_length)
+    tokens = (text * (1 + (num_tokens + length) // len(text)))[: num_tokens // length * length]
+    row = [tokens[start : start + length] for start in range(0, len(tokens), length)]
+    try:
+        with torch.inference_mode():
+            started = time.perf_counter()
+            model([row]).cpu()
+            return time.perf_counter() - started
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        return None
 
 
 def load_scoring_model(bundle: Bundle, dtype: torch.dtype, device: torch.device) -> ScoringModel:

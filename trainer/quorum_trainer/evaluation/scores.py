@@ -23,7 +23,6 @@ from quorum_model.prompts import PromptEncoder, load_prompt_encoder
 from quorum_trainer.data import DataError
 from quorum_trainer.evaluation.rows import Row
 
-_TOKEN_BUDGET = 8192
 
 Advance = Callable[[int, int], None]
 """Told (done, total) sequences."""
@@ -66,7 +65,7 @@ class OpenBundle:
             BundleError: the bundle cannot be used, and why.
         """
         bundle = read_bundle(resolve_bundle(source))
-        scorer = load_member_scorer(bundle, device=device, dtype=dtype, token_budget=_TOKEN_BUDGET)
+        scorer = load_member_scorer(bundle, device=device, dtype=dtype)
         return cls(bundle, load_prompt_encoder(bundle), scorer)
 
     def score(self, rows: Sequence[Row], advance: Advance) -> list[ScoredRow]:
