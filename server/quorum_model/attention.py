@@ -12,6 +12,7 @@ Shapes: `R` rows, `T` packed tokens, `H` heads, `H_kv` key heads, `D` head size,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -81,6 +82,7 @@ def attend(  # noqa: PLR0913 - the signature is Transformers'
     unknown = sorted(name for name, value in kwargs.items() if value is not None and name not in _HARMLESS)
     if attention_mask is not None or unknown or dropout:
         raise RuntimeError(f"packed attention knows no mask, dropout or {unknown}")
+    layer = packing.num_attention_calls
     packing.num_attention_calls += 1
     packing.num_windowed_calls += sliding_window is not None
     rows, _, width, _ = query.shape
@@ -92,31 +94,38 @@ def attend(  # noqa: PLR0913 - the signature is Transformers'
         sliding_window,
         softcap,
     )
-    if packing.narrowed is not None:
-        return _attend_pooled(rule, (query, key, value), packing.rows[0], packing.narrowed), None
+    for row in packing.rows:  # blocks are filled where there is one row
+        for block, spans in row.wanted:
+            block.keys.append(_take(key, spans).clone())
+            block.values.append(_take(value, spans).clone())
     if rule.softcap is None and can_attend_varlen(query):
-        return attend_varlen(query, key, value, packing, scaling, rule.is_causal, sliding_window), None
+        return attend_varlen(query, key, value, packing, layer, scaling, rule.is_causal, sliding_window), None
+    if packing.narrowed is not None:
+        return _attend_pooled(rule, (query, key, value), packing.rows[0], packing.narrowed, layer), None
     if len(packing.rows) == 1:
-        return _attend_row(rule, (query, key, value), packing.rows[0], width), None
+        return _attend_row(rule, (query, key, value), packing.rows[0], width, layer), None
     each = [
-        _attend_row(rule, (query[r : r + 1], key[r : r + 1], value[r : r + 1]), packing.rows[r], width)
+        _attend_row(rule, (query[r : r + 1], key[r : r + 1], value[r : r + 1]), packing.rows[r], width, layer)
         for r in range(rows)
     ]
     return torch.cat(each), None
 
 
-def _attend_row(rule: AttentionRule, qkv: tuple[Tensor, Tensor, Tensor], layout: RowLayout, width: int) -> Tensor:
+def _attend_row(
+    rule: AttentionRule, qkv: tuple[Tensor, Tensor, Tensor], layout: RowLayout, width: int, layer: int
+) -> Tensor:
     query, key, value = qkv
     rest = width - layout.num_tokens
     sizes = [end - start for start, end in layout.spans] + ([rest] if rest else [])
     # Split, not sliced: the gradient of a slice is a whole row of zeros, and there would be one a run.
     queries, keys, values = (torch.split(tensor, sizes, dim=2) for tensor in qkv)
     pieces = []
-    for index, before in enumerate(layout.before):
+    for index, (before, stored) in enumerate(zip(layout.before, layout.stored, strict=True)):
         keys_of_run, values_of_run = keys[index], values[index]
-        if before:
+        if before or stored:
             spans = (*before, layout.spans[index])
-            keys_of_run, values_of_run = _take(key, spans), _take(value, spans)
+            keys_of_run = _take(key, spans, [block.keys[layer] for block in stored])
+            values_of_run = _take(value, spans, [block.values[layer] for block in stored])
         pieces.append(rule(queries[index], keys_of_run, values_of_run).transpose(1, 2))
     if rest:
         pieces.append(query.new_zeros(query.shape[0], rest, query.shape[1], value.shape[3]))
@@ -124,24 +133,27 @@ def _attend_row(rule: AttentionRule, qkv: tuple[Tensor, Tensor, Tensor], layout:
 
 
 def _attend_pooled(
-    rule: AttentionRule, qkv: tuple[Tensor, Tensor, Tensor], layout: RowLayout, narrowed: Narrowed
+    rule: AttentionRule, qkv: tuple[Tensor, Tensor, Tensor], layout: RowLayout, narrowed: Narrowed, layer: int
 ) -> Tensor:
     """Only the pooled token of each sequence asks; all of its sequence answers."""
     query, key, value = qkv
     pieces = []
     for sequence, token in enumerate(narrowed.tokens.tolist()):
         spans = layout.spans_of(sequence)
-        place = 0 if token == spans[0][0] else None
-        pieces.append(rule(query[:, :, token : token + 1], _take(key, spans), _take(value, spans), place))
+        stored = layout.stored[layout.paths[sequence][-1]]
+        keys = _take(key, spans, [block.keys[layer] for block in stored])
+        values = _take(value, spans, [block.values[layer] for block in stored])
+        is_first = token == spans[0][0] and not stored
+        pieces.append(rule(query[:, :, token : token + 1], keys, values, 0 if is_first else None))
     out = query.new_full((query.shape[0], query.shape[2], query.shape[1], value.shape[3]), narrowed.fill)
     return out.index_copy_(1, narrowed.tokens, torch.cat(pieces, dim=2).transpose(1, 2))
 
 
-def _take(tensor: Tensor, spans: tuple[Span, ...]) -> Tensor:
-    """(K, H, T, D) -> (K, H, S, D), the tokens of the spans; a single run of tokens is not copied."""
-    if all(left[1] == right[0] for left, right in pairwise(spans)):
+def _take(tensor: Tensor, spans: tuple[Span, ...], stored: Sequence[Tensor] = ()) -> Tensor:
+    """(K, H, T, D) -> (K, H, S, D), stored tokens and those of the spans; consecutive tokens alone are not copied."""
+    if not stored and all(left[1] == right[0] for left, right in pairwise(spans)):
         return tensor[:, :, spans[0][0] : spans[-1][1]]
-    return torch.cat([tensor[:, :, start:end] for start, end in spans], dim=2)
+    return torch.cat([*stored, *(tensor[:, :, start:end] for start, end in spans)], dim=2)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,8 @@ from quorum_model.bundle.parts import read_heads
 from quorum_model.bundle.read import Bundle
 from quorum_model.errors import BundleError, HeadMissing, SelfTestFailed, Unsupported
 from quorum_model.model import Attention, EnsembleModel
-from quorum_model.passes import Pass, plan_passes
+from quorum_model.passes import Pass, continue_from, plan_passes
+from quorum_model.prefix_store import Block, Digest, PrefixStore
 from quorum_model.singles import ScoringModel, SinglesModel
 from quorum_model.sources import check_weights, resolve_backbone
 from quorum_model.token_budget import choose_token_budget
@@ -60,11 +61,22 @@ class MemberScorer:
         bundle: where it came from.
         token_budget: most computed tokens in one pass; a longer single sequence still gets a pass of its own.
         share_prefixes: compute what sequences begin with in common once, where the backbone allows it.
+        store_bytes: memory for beginnings that are kept from one pass to the next, where the model allows it; 0 for
+            none.
     """
 
-    def __init__(self, model: ScoringModel, bundle: Bundle, token_budget: int, *, share_prefixes: bool = True) -> None:
+    def __init__(
+        self,
+        model: ScoringModel,
+        bundle: Bundle,
+        token_budget: int,
+        *,
+        share_prefixes: bool = True,
+        store_bytes: int = 0,
+    ) -> None:
         self._model = model
         self._shares = share_prefixes and model.shares_prefixes
+        self._store = PrefixStore(store_bytes) if store_bytes and self._shares and model.stores_prefixes else None
         self.token_budget = token_budget
         self.manifest: Manifest = bundle.manifest
         self.version = bundle.version
@@ -88,10 +100,16 @@ class MemberScorer:
         computed_tokens = 0
         while waiting:
             current = waiting.pop()
+            new: list[tuple[Digest, Block]] = []
+            if self._store is not None:
+                forest, new = continue_from(self._store, [sequences[index] for index in current.indices])
+                current = Pass(current.indices, forest, forest.num_tokens)
             scores = self._run(current)
             if scores is None:
                 waiting += self._halve(current, sequences)[::-1]
                 continue
+            if self._store is not None:
+                self._store.put(new)
             raw[:, current.indices] = scores
             computed_tokens += current.num_tokens
             if on_pass is not None:
@@ -162,6 +180,7 @@ def load_member_scorer(
     dtype: str = "auto",
     token_budget: int | None = None,
     share_prefixes: bool = True,
+    store_bytes: int | None = None,
 ) -> MemberScorer:
     """Load an ensemble's backbone and members and prove that it gives the scores it should.
 
@@ -171,6 +190,7 @@ def load_member_scorer(
         dtype: auto, float32, bfloat16, float64.
         token_budget: most computed tokens in one pass; None tries what is fastest here, in a second or two.
         share_prefixes: see `MemberScorer`.
+        store_bytes: see `MemberScorer`; None takes 1 GiB on a CPU, and on CUDA a tenth of what is free.
 
     Raises:
         BackboneMismatch: the backbone's weights are not those of the manifest.
@@ -180,11 +200,21 @@ def load_member_scorer(
     """
     target = choose_device(device)
     model = load_scoring_model(bundle, choose_dtype(dtype, target), target)
-    scorer = MemberScorer(model, bundle, token_budget or _UNTRIED_BUDGET, share_prefixes=share_prefixes)
+    scorer = MemberScorer(
+        model,
+        bundle,
+        token_budget or _UNTRIED_BUDGET,
+        share_prefixes=share_prefixes,
+        store_bytes=_default_store_bytes(target) if store_bytes is None else store_bytes,
+    )
     _self_test(scorer, bundle)
     if token_budget is None:
         scorer.token_budget = choose_token_budget(partial(_seconds_of_pass, model, bundle))
     return scorer
+
+
+def _default_store_bytes(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] // 10 if device.type == "cuda" else 2**30
 
 
 def _seconds_of_pass(model: ScoringModel, bundle: Bundle, num_tokens: int) -> float | None:

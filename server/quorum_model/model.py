@@ -110,6 +110,11 @@ class EnsembleModel(nn.Module):
         """Whether sequences that begin alike may be given as a prefix forest: causal, and packed."""
         return self.backbone.is_causal and self.attention == "packed"
 
+    @property
+    def stores_prefixes(self) -> bool:
+        """Whether a forest may begin with stored blocks: their hidden states are gone, so nothing pools them."""
+        return self.shares_prefixes and self.pooling == "last"
+
     def forward(self, rows: Rows, members: slice = ALL_MEMBERS) -> Tensor:
         """Raw scores (K, N), before calibration, in the heads' dtype.
 

@@ -14,13 +14,14 @@ Shapes: `R` rows, `N` sequences a row, `T` packed tokens, `d` hidden size.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from quorum_model.prefix_store import BLOCK_TOKENS, Block
 from quorum_model.prefixes import PrefixForest, plain_forest
 
 PACKING_KEYWORD = "quorum_packing"
@@ -38,12 +39,15 @@ class RowLayout:
     """Where a row's runs and sequences lie.
 
     spans: the tokens of each run. before: for each run, the spans of the tokens that come before it in its sequences,
-    in order, adjacent ones joined. paths: for each sequence, the runs that it consists of, in order.
+    in order, adjacent ones joined. paths: for each sequence, the runs that it consists of, in order. stored: for each
+    run, the blocks before all of these. wanted: blocks to fill, and the spans of their tokens.
     """
 
     spans: tuple[Span, ...]
     before: tuple[tuple[Span, ...], ...]
     paths: tuple[tuple[int, ...], ...]
+    stored: tuple[tuple[Block, ...], ...]
+    wanted: tuple[tuple[Block, tuple[Span, ...]], ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -51,7 +55,7 @@ class RowLayout:
         return self.spans[-1][1]
 
     def spans_of(self, sequence: int) -> tuple[Span, ...]:
-        """All tokens of a sequence, in order, adjacent spans joined."""
+        """All computed tokens of a sequence, in order, adjacent spans joined."""
         leaf = self.paths[sequence][-1]
         return _join([*self.before[leaf], self.spans[leaf]])
 
@@ -95,9 +99,14 @@ def lay_out(forest: PrefixForest) -> RowLayout:
     ends = list(accumulate(len(run.tokens) for run in forest.runs))
     spans = list(zip([0, *ends[:-1]], ends, strict=True))
     before: list[tuple[Span, ...]] = []
+    stored: list[tuple[Block, ...]] = []
     for run in forest.runs:
         before.append(() if run.parent is None else _join([*before[run.parent], spans[run.parent]]))
-    return RowLayout(tuple(spans), tuple(before), tuple(tuple(forest.path(leaf)) for leaf in forest.leaves))
+        stored.append(run.stored if run.parent is None else stored[run.parent])
+    paths = tuple(tuple(forest.path(leaf)) for leaf in forest.leaves)
+    layout = RowLayout(tuple(spans), tuple(before), paths, tuple(stored))
+    wanted = tuple((block, _cut(layout.spans_of(index), first)) for index, first, block in forest.wanted)
+    return replace(layout, wanted=wanted)
 
 
 def packing_of(lengths: Sequence[Sequence[int]]) -> Packing:
@@ -126,8 +135,8 @@ def pack(rows: Rows, *, position_offset: int = 0, pad_id: int = 0, device: torch
         used = layout.num_tokens
         ids[index, :used] = torch.tensor([token for run in forest.runs for token in run.tokens], dtype=torch.int64)
         steps = []
-        for (start, end), before in zip(layout.spans, layout.before, strict=True):
-            first = position_offset + sum(right - left for left, right in before)
+        for (start, end), before, stored in zip(layout.spans, layout.before, layout.stored, strict=True):
+            first = position_offset + BLOCK_TOKENS * len(stored) + sum(right - left for left, right in before)
             steps.append(torch.arange(first, first + end - start))
         positions[index, :used] = torch.cat(steps)
     return PackedBatch(ids.to(device), positions.to(device), Packing(layouts))
@@ -179,6 +188,21 @@ def _mean_of_row(hidden: Tensor, layout: RowLayout) -> Tensor:
     else:
         sums = sums[:, torch.tensor([path[0] for path in layout.paths], device=device)]
     return sums / totals[:, None].to(hidden.dtype)
+
+
+def _cut(spans: Sequence[Span], first: int) -> tuple[Span, ...]:
+    """The spans of a block's tokens, from the first-th token on."""
+    cut = []
+    skip, left = first, BLOCK_TOKENS
+    for start, end in spans:
+        begin = min(end, start + skip)
+        skip -= begin - start
+        stop = min(end, begin + left)
+        left -= stop - begin
+        if stop > begin:
+            cut.append((begin, stop))
+    assert left == 0
+    return tuple(cut)
 
 
 def _join(spans: Sequence[Span]) -> tuple[Span, ...]:

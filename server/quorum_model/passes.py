@@ -8,10 +8,11 @@ Knows nothing of tensors.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quorum_model.packing import Row
-from quorum_model.prefixes import MIN_SHARED_TOKENS, common_prefix, share_prefixes
+from quorum_model.prefix_store import BLOCK_TOKENS, Block, Digest, PrefixStore, digests_of
+from quorum_model.prefixes import MIN_SHARED_TOKENS, PrefixForest, Run, common_prefix, share_prefixes
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,40 @@ def plan_passes(sequences: Sequence[list[int]], token_budget: int, *, share: boo
         used += cost
     forests = [share_prefixes([sequences[index] for index in batch]) for batch in passes]
     return [Pass(batch, forest, forest.num_tokens) for batch, forest in zip(passes, forests, strict=True)]
+
+
+def continue_from(
+    store: PrefixStore, sequences: Sequence[list[int]]
+) -> tuple[PrefixForest, list[tuple[Digest, Block]]]:
+    """A pass's forest where beginnings that are kept are left out, and the blocks that the pass will fill.
+
+    Args:
+        store: of the same weights.
+        sequences: of the pass.
+    """
+    digests = [digests_of(sequence) for sequence in sequences]
+    groups: dict[tuple[Block, ...], list[int]] = {}
+    for index, own in enumerate(digests):
+        groups.setdefault(store.find(own), []).append(index)
+    runs: list[Run] = []
+    leaves = [0] * len(sequences)
+    new: dict[Digest, Block] = {}
+    wanted: list[tuple[int, int, Block]] = []
+    for stored, indices in groups.items():
+        known = BLOCK_TOKENS * len(stored)
+        forest = share_prefixes([sequences[index][known:] for index in indices])
+        shift = len(runs)
+        runs += [
+            replace(run, stored=stored) if run.parent is None else replace(run, parent=run.parent + shift)
+            for run in forest.runs
+        ]
+        for index, leaf in zip(indices, forest.leaves, strict=True):
+            leaves[index] = leaf + shift
+            for place, digest in enumerate(digests[index][len(stored) :]):
+                if digest not in new and digest not in store:
+                    new[digest] = Block()
+                    wanted.append((index, BLOCK_TOKENS * place, new[digest]))
+    return PrefixForest(tuple(runs), tuple(leaves), tuple(wanted)), list(new.items())
 
 
 def plan_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:

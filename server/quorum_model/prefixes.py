@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from quorum_model.prefix_store import Block
+
 MIN_SHARED_TOKENS = 16
 """A shared run shorter than this costs more in bookkeeping than it saves: see ARCHITECTURE.md for the figures."""
 
@@ -20,18 +22,26 @@ TokenIds = Sequence[int]
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Consecutive tokens. parent: index of the run whose tokens come right before these, or None at a beginning."""
+    """Consecutive tokens. parent: index of the run whose tokens come right before these, or None at a beginning.
+
+    stored: blocks of the tokens before a beginning, which need not be computed: see prefix_store.py.
+    """
 
     tokens: TokenIds
     parent: int | None = None
+    stored: tuple[Block, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class PrefixForest:
-    """runs: depth first, so that a run comes after its parent. leaves: for each sequence, the run that ends it."""
+    """runs: depth first, so that a run comes after its parent. leaves: for each sequence, the run that ends it.
+
+    wanted: blocks to fill: a sequence, the place of the block's first token among its computed ones, and the block.
+    """
 
     runs: tuple[Run, ...]
     leaves: tuple[int, ...]
+    wanted: tuple[tuple[int, int, Block], ...] = ()
 
     @property
     def num_tokens(self) -> int:

@@ -30,6 +30,10 @@ class ScoringModel(Protocol):
         """Whether a row may be a prefix forest."""
 
     @property
+    def stores_prefixes(self) -> bool:
+        """Whether a forest may begin with stored blocks."""
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
 
@@ -62,6 +66,11 @@ class SinglesModel(nn.Module):
     def shares_prefixes(self) -> bool:
         """Whether a row may be a prefix forest."""
         return all(model.shares_prefixes for model in self._each)
+
+    @property
+    def stores_prefixes(self) -> bool:
+        """No: a block holds one model's keys and values."""
+        return False
 
     @property
     def device(self) -> torch.device:

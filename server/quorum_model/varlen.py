@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
 from quorum_model.packing import Packing
+from quorum_model.prefix_store import BLOCK_TOKENS, Block
 
 _DTYPES = (torch.bfloat16, torch.float16)
 _LARGEST_HEAD = 256
@@ -34,12 +35,14 @@ class VarlenPlan:
     """What the kernel needs to know of a batch.
 
     query_ends, key_ends: int32 (M + 1), cumulative lengths over all rows' runs and fillings. key_index: int64, the flat
-    token of each key, or None where keys are the tokens themselves. longest_query, longest_key: tokens.
+    token of each key, or None where keys are the tokens themselves; tokens of stored blocks come after the batch's own,
+    block by block and row by row. stored: these blocks. longest_query, longest_key: tokens.
     """
 
     query_ends: Tensor
     key_ends: Tensor
     key_index: Tensor | None
+    stored: tuple[Block, ...]
     longest_query: int
     longest_key: int
 
@@ -47,13 +50,17 @@ class VarlenPlan:
 def make_plan(packing: Packing, num_rows: int, width: int, device: torch.device) -> VarlenPlan:
     """The plan of a packing over activations of `num_rows` rows of `width` tokens."""
     layouts = packing.rows if len(packing.rows) == num_rows else packing.rows * num_rows
+    stored = tuple(dict.fromkeys(block for layout in packing.rows for blocks in layout.stored for block in blocks))
+    place_of = {block: num_rows * (width + BLOCK_TOKENS * index) for index, block in enumerate(stored)}
     queries: list[int] = []
     keys: list[list[tuple[int, int]]] = []
     for row, layout in enumerate(layouts):
         first = row * width
-        for before, span in zip(layout.before, layout.spans, strict=True):
+        for before, span, blocks in zip(layout.before, layout.spans, layout.stored, strict=True):
             queries.append(span[1] - span[0])
-            keys.append([(first + start, first + end) for start, end in (*before, span)])
+            starts = [place_of[block] + BLOCK_TOKENS * row for block in blocks]
+            own = [(first + start, first + end) for start, end in (*before, span)]
+            keys.append([*((start, start + BLOCK_TOKENS) for start in starts), *own])
         if width > layout.num_tokens:  # the filling attends to itself; nobody reads it
             queries.append(width - layout.num_tokens)
             keys.append([(first + layout.num_tokens, first + width)])
@@ -64,7 +71,7 @@ def make_plan(packing: Packing, num_rows: int, width: int, device: torch.device)
         index = torch.cat(pieces).to(device)
     ends = (torch.tensor(list(accumulate(each, initial=0)), dtype=torch.int32) for each in (queries, lengths))
     query_ends, key_ends = (tensor.to(device) for tensor in ends)
-    return VarlenPlan(query_ends, key_ends, index, max(queries), max(lengths))
+    return VarlenPlan(query_ends, key_ends, index, stored, max(queries), max(lengths))
 
 
 def attend_varlen(
@@ -72,6 +79,7 @@ def attend_varlen(
     key: Tensor,
     value: Tensor,
     packing: Packing,
+    layer: int,
     scaling: float | None,
     is_causal: bool,
     window: int | None,
@@ -83,6 +91,7 @@ def attend_varlen(
         key: (K, H_kv, T, D), heads not repeated.
         value: as key.
         packing: of one row, or of K.
+        layer: which of a stored block's keys and values are this layer's.
         scaling: of the scores; D^-0.5 if None.
         is_causal: whether a token sees only those before it.
         window: key j is visible from query i iff |i - j| < window.
@@ -91,11 +100,11 @@ def attend_varlen(
     plan = packing.plans.get(rows)
     if plan is None:
         plan = packing.plans[rows] = make_plan(packing, rows, width, query.device)
-    flat_query, flat_key, flat_value = (
-        tensor.transpose(1, 2).reshape(rows * width, tensor.shape[1], tensor.shape[3]) for tensor in (query, key, value)
-    )
+    flat_query, flat_key, flat_value = _flat(query), _flat(key), _flat(value)
     if plan.key_index is not None:
-        flat_key, flat_value = flat_key[plan.key_index], flat_value[plan.key_index]
+        keys = torch.cat([flat_key, *(_flat(block.keys[layer]) for block in plan.stored)])
+        values = torch.cat([flat_value, *(_flat(block.values[layer]) for block in plan.stored)])
+        flat_key, flat_value = keys[plan.key_index], values[plan.key_index]
     reach = -1 if window is None else window - 1
     out = varlen_attn(
         flat_query,
@@ -112,3 +121,8 @@ def attend_varlen(
     )
     assert isinstance(out, Tensor)
     return out.view(rows, width, heads, size)
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """(K, H, T, D) -> (K T, H, D)."""
+    return tensor.transpose(1, 2).flatten(0, 1)

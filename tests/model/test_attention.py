@@ -12,9 +12,13 @@ from torch import Tensor
 from quorum_model import attention as attention_module
 from quorum_model import varlen
 from quorum_model.attention import attend
+from quorum_model.model import EnsembleModel
 from quorum_model.packing import PACKING_KEYWORD, Narrowed, Packing, lay_out, packing_of, pooled_tokens
+from quorum_model.passes import continue_from
+from quorum_model.prefix_store import PrefixStore
 from quorum_model.prefixes import share_prefixes
 from tests.model.test_packing import FAMILY, LENGTHS, draw
+from tests.reference.tiny_models import ARCHITECTURES, make_backbone, random_member, random_sequences
 
 
 def attention_by_loop(
@@ -185,3 +189,24 @@ def test_the_cuda_path_equals_a_loop(causal: bool, window: int | None, lengths: 
 @pytest.mark.parametrize("rows", [1, 2])
 def test_the_cuda_path_behind_a_shared_prefix_equals_a_loop(window: int | None, rows: int) -> None:
     test_attention_behind_a_shared_prefix_equals_a_loop(window, None, rows)
+
+
+@pytest.mark.usefixtures("varlen_by_loop")
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma3"])
+def test_the_cuda_path_goes_on_from_stored_beginnings(name: str) -> None:
+    """Against the CPU path, which is tested against PEFT."""
+    backbone = make_backbone(next(a for a in ARCHITECTURES if a.name == name), torch.float64)
+    members = [random_member(backbone, rank=4, seed=index) for index in range(3)]
+    model = EnsembleModel(backbone, [m.lora for m in members], [m.head for m in members], "last").eval()
+    prompt = random_sequences([66], seed=7)[0]
+    sequences = [prompt + answer for answer in random_sequences([4, 9, 2], seed=8)]
+    with torch.inference_mode():
+        expected = torch.cat([model([[sequence]]) for sequence in sequences], dim=1)
+        store = PrefixStore(2**30)
+        first, new = continue_from(store, sequences[:1])
+        scores = [model([first])]
+        store.put(new)
+        forest, _ = continue_from(store, sequences[1:])
+        scores.append(model([forest]))
+    assert forest.num_tokens == 2 + 9 + 2 + 2  # two tokens of the prompt are behind its block, too few to share
+    torch.testing.assert_close(torch.cat(scores, dim=1), expected, rtol=1e-9, atol=1e-9)

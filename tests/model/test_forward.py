@@ -12,6 +12,8 @@ import torch
 
 from quorum_model.backbone import wrap_backbone
 from quorum_model.model import EnsembleModel
+from quorum_model.passes import continue_from
+from quorum_model.prefix_store import PrefixStore
 from quorum_model.prefixes import share_prefixes
 from tests.reference.peft_oracle import peft_scores
 from tests.reference.tiny_models import (
@@ -111,6 +113,33 @@ def test_shared_prefixes_equal_peft_on_whole_sequences(
     with torch.inference_mode():
         actual = model([forest]).numpy()
     np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE[torch.float64] * expected.std())
+
+
+@pytest.mark.usefixtures("exact_float64")
+@pytest.mark.parametrize("architecture", CAUSAL, ids=lambda a: a.name)
+def test_stored_beginnings_equal_peft_on_whole_sequences(architecture: Architecture, tmp_path: Path) -> None:
+    base = make_model(architecture, torch.float64)
+    backbone = wrap_backbone(copy.deepcopy(base))
+    names = linear_names(backbone)[len(linear_names(backbone)) // 2 :]  # below them one row is stored for all members
+    members = [random_member(backbone, rank=rank, seed=index, names=names) for index, rank in enumerate(RANKS)]
+    prompts = random_sequences([66, 70], seed=7)
+    answers = random_sequences([4, 9, 2, 6], seed=8)
+    sequences = [prompts[index % 2] + answer for index, answer in enumerate(answers)]
+    expected = peft_scores(base, members, backbone.head.module_names, sequences, "last", tmp_path)
+    model = EnsembleModel(backbone, [m.lora for m in members], [m.head for m in members], "last").eval()
+    assert model.stores_prefixes
+    store = PrefixStore(2**30)
+    scores, computed = [], []
+    for part in (sequences[:1], sequences[1:]):
+        forest, new = continue_from(store, part)
+        with torch.inference_mode():
+            scores.append(model([forest]).numpy())
+        store.put(new)
+        computed.append(forest.num_tokens)
+    actual = np.concatenate(scores, axis=1)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE[torch.float64] * expected.std())
+    first, second, third, last = (len(sequence) for sequence in sequences)
+    assert computed == [first, third - 64 + second + last - 70]  # the other prompt is shared within the pass
 
 
 def test_a_bidirectional_backbone_shares_no_prefixes() -> None:

@@ -69,11 +69,11 @@ def skip_packing_in_one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     row_attention = attention._attend_row
     calls = {"count": 0}
 
-    def leaky(rule: Any, qkv: Any, layout: RowLayout, width: int) -> Tensor:
+    def leaky(rule: Any, qkv: Any, layout: RowLayout, *rest: int) -> Tensor:
         calls["count"] += 1
         if calls["count"] % 3 == 0:
-            layout = RowLayout(((0, layout.num_tokens),), ((),), ((0,),))
-        return row_attention(rule, qkv, layout, width)
+            layout = RowLayout(((0, layout.num_tokens),), ((),), ((0,),), ((),))
+        return row_attention(rule, qkv, layout, *rest)
 
     monkeypatch.setattr(attention, "_attend_row", leaky)
     monkeypatch.setattr(EnsembleModel, "_narrow_last_layer", lambda _self: None)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from quorum_model.passes import plan_batches, plan_passes
+from quorum_model.passes import continue_from, plan_batches, plan_passes
+from quorum_model.prefix_store import BLOCK_TOKENS, Block, PrefixStore, digests_of
 from quorum_model.prefixes import MIN_SHARED_TOKENS, PrefixForest, common_prefix, share_prefixes
 
 SEQUENCES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), min_size=1, max_size=14)
@@ -77,3 +79,69 @@ def test_every_sequence_is_in_one_batch_within_the_budget(lengths: list[int], bu
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) == 1 or sum(lengths[index] for index in batch) <= budget
+
+
+def blocks_for(sequence: list[int]) -> list[tuple[bytes, Block]]:
+    """Blocks of 1,000 bytes."""
+    tensor = torch.zeros(1, 1, 125, 1)
+    return [(digest, Block([tensor], [tensor])) for digest in digests_of(sequence)]
+
+
+def test_a_block_is_named_by_all_tokens_up_to_its_end() -> None:
+    one = list(range(4 * BLOCK_TOKENS))
+    assert len(digests_of(one)) == 3  # the last block holds the last token, which is pooled
+    assert len(digests_of([*one, 0])) == 4
+    other = [*one[:BLOCK_TOKENS], 999, *one[BLOCK_TOKENS + 1 :]]
+    same = [a == b for a, b in zip(digests_of(one), digests_of(other), strict=True)]
+    assert same == [True, False, False]
+
+
+def test_the_store_gives_back_whole_beginnings() -> None:
+    store = PrefixStore(10_000)
+    sequence = list(range(300))
+    blocks = blocks_for(sequence)
+    store.put(blocks)
+    assert store.find(digests_of(sequence)) == tuple(block for _, block in blocks)
+    assert store.find(digests_of([*sequence[:130], 7, 7])) == tuple(block for _, block in blocks[:2])
+    assert store.find(digests_of(sequence[1:])) == ()
+
+
+def test_the_store_drops_the_least_recently_used_from_the_end_of_a_beginning() -> None:
+    store = PrefixStore(5_000)
+    first, second = list(range(200)), list(range(1000, 1200))  # three blocks each
+    store.put(blocks_for(first))
+    store.put(blocks_for(second))
+    assert store.num_bytes == 5_000
+    assert len(store.find(digests_of(first))) == 2
+    assert len(store.find(digests_of(second))) == 3
+    store.find(digests_of(first))
+    store.put(blocks_for(list(range(2000, 2130))))  # two more
+    assert len(store.find(digests_of(first))) == 2
+    assert len(store.find(digests_of(second))) == 1
+
+
+def test_a_store_that_holds_nothing_loses_nothing() -> None:
+    store = PrefixStore(500)
+    store.put(blocks_for(list(range(200))))
+    assert store.num_bytes == 0
+    assert store.find(digests_of(list(range(200)))) == ()
+
+
+@given(sequences=LONG.filter(bool))
+def test_what_is_stored_is_left_out_and_the_rest_is_there(sequences: list[list[int]]) -> None:
+    store = PrefixStore(10**9)
+    store.put(blocks_for([0] * 70))
+    store.put(blocks_for(sequences[0] * 3))
+    whole = [sequence * 3 for sequence in sequences]
+    forest, new = continue_from(store, whole)
+    for index, sequence in enumerate(whole):
+        path = forest.path(forest.leaves[index])
+        stored = forest.runs[path[0]].stored
+        assert stored == store.find(digests_of(sequence))
+        assert tokens_of(forest, index) == sequence[BLOCK_TOKENS * len(stored) :]
+    every = {digest: sequence for sequence in whole for digest in digests_of(sequence)}
+    assert {digest for digest, _ in new} == {digest for digest in every if digest not in store}
+    for index, first, block in forest.wanted:
+        known = len(forest.runs[forest.path(forest.leaves[index])[0]].stored)
+        digest = next(digest for digest, one in new if one is block)
+        assert digests_of(whole[index])[known + first // BLOCK_TOKENS] == digest
