@@ -106,7 +106,8 @@ def margins(bundle: Path, test: Path, out: Path) -> NDArray[np.float64]:
         ]
         sides.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     quorum("score", "--bundle", str(bundle), "--in", str(sides), "--out", str(scored))
-    members = np.array([json.loads(line)["members"] for line in scored.read_text(encoding="utf-8").splitlines()]).T
+    lines = scored.read_text(encoding="utf-8").splitlines()
+    members = np.array([json.loads(line)["quorum"]["members"] for line in lines]).T
     margin: NDArray[np.float64] = members[:, 0::2] - members[:, 1::2]
     return margin
 
