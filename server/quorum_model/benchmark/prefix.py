@@ -63,9 +63,8 @@ def prefix(  # noqa: PLR0913 - the options of a command are its interface
             folder, kind="lora", members=members, rank=rank, layers="all", max_length=max(length, 8)
         )
         bundle = ensemble.write(Path(work) / "ensemble")
-        options: dict[str, Any] = {"device": str(target), "dtype": chosen}
         scorers = {
-            name: load_member_scorer(bundle, **(options | {"share_prefixes": is_shared}))
+            name: load_member_scorer(bundle, device=str(target), dtype=chosen, share_prefixes=is_shared)
             for name, is_shared in (("sharing_on", True), ("sharing_off", False))
         }
     ids = draw_responses(vocab_size, prompt=prompt, responses=responses, response=response)
@@ -113,6 +112,7 @@ def compare(scorers: Mapping[str, MemberScorer], ids: list[list[int]], dtype: st
     return {
         "ratio_sharing": turns.ratio("sharing_off", "sharing_on"),
         "computed_tokens": {name: own.computed_tokens for name, own in first.items()},
+        "token_budget": {name: scorer.token_budget for name, scorer in scorers.items()},
         "largest_difference": differences["sharing_on"],
         "largest_score_difference": float(np.abs(raw["sharing_on"] - raw["sharing_off"]).max()),
         "median_seconds": {name: turns.median(name) for name in turns.seconds},

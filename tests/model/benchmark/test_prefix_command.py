@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,54 +10,42 @@ import pytest
 from typer.testing import CliRunner
 
 from quorum_client.cli import app
-from quorum_model.benchmark import prefix as prefix_bench
 from quorum_model.benchmark.flops import LayerShape
 from quorum_model.benchmark.prefix import draw_responses, flop_limit
-from quorum_model.bundle.read import Bundle
-from quorum_model.member_scorer import MemberScores, load_member_scorer
+from quorum_model.member_scorer import MemberScorer, MemberScores
 
+PROMPT = 40
 SMALL = ("--layers", "2", "--hidden", "16", "--ffn", "24", "--heads", "4", "--key-heads", "2", "--members", "2",
-         "--rank", "2", "--prompt", "20", "--responses", "3", "--response", "5", "--rounds", "2",
+         "--rank", "2", "--prompt", str(PROMPT), "--responses", "3", "--response", "5", "--rounds", "2",
          "--dtype", "float32", "--device", "cpu", "--json")  # fmt: skip
 
 
-class FakeSharing:
-    """A scorer that says it shares a prefix of 20 tokens; its scores are the real ones, plus what is planted."""
-
-    def __init__(self, bundle: Bundle, *, share_prefixes: bool, planted: float = 0.0, **options: Any) -> None:
-        self._scorer = load_member_scorer(bundle, **options)
-        self._shares = share_prefixes
-        self._planted = planted
-
-    def score(self, sequences: Sequence[Sequence[int]]) -> MemberScores:
-        found = self._scorer.score(sequences)
-        if not self._shares:
-            return found
-        tokens = found.computed_tokens - 20 * (len(sequences) - 1)
-        return MemberScores(found.raw + np.float32(self._planted), tokens)
-
-
-def run(monkeypatch: pytest.MonkeyPatch, planted: float = 0.0) -> Any:
-    monkeypatch.setattr(
-        prefix_bench, "load_member_scorer", lambda bundle, **options: FakeSharing(bundle, planted=planted, **options)
-    )
+def run() -> Any:
     return CliRunner().invoke(app, ["bench", "prefix", *SMALL])
 
 
-def test_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    result = run(monkeypatch)
+def test_figures() -> None:
+    result = run()
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout.strip().splitlines()[-1])
-    assert found["computed_tokens"] == {"sharing_on": 20 + 15, "sharing_off": 75}
-    assert found["largest_score_difference"] == 0
+    assert found["computed_tokens"] == {"sharing_on": PROMPT + 3 * 5, "sharing_off": 3 * (PROMPT + 5)}
+    assert found["largest_difference"] < 1e-4
     on, off = found["seconds"]["sharing_on"], found["seconds"]["sharing_off"]
     assert found["ratio_sharing"] == pytest.approx((off[0] / on[0] + off[1] / on[1]) / 2)
-    assert 1 < found["flop_limit"] < 75 / 35 * 1.01
+    assert 1 < found["flop_limit"] < 3
     assert found["dtype"] == "float32"
 
 
 def test_a_score_that_sharing_changes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    result = run(monkeypatch, planted=0.1)
+    right = MemberScorer.score
+
+    def planted(self: MemberScorer, *args: Any) -> MemberScores:
+        found = right(self, *args)
+        changed = found.computed_tokens == PROMPT + 3 * 5
+        return MemberScores(found.raw + np.float32(0.1 * changed), found.computed_tokens)
+
+    monkeypatch.setattr(MemberScorer, "score", planted)
+    result = run()
     assert result.exit_code == 1
     assert "contestants_disagree: sharing_on" in result.output
 

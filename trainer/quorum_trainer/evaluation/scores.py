@@ -23,7 +23,6 @@ from quorum_model.prompts import PromptEncoder, load_prompt_encoder
 from quorum_trainer.data import DataError
 from quorum_trainer.evaluation.rows import Row
 
-
 Advance = Callable[[int, int], None]
 """Told (done, total) sequences."""
 
