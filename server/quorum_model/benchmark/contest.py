@@ -103,10 +103,8 @@ def enter(task: Task, folder: Path, stack: ExitStack) -> Contest:
     contest.add("quorum", task.dtype, lambda: engine.score(task.sequences).raw)
     one = task.load(contest.ensemble.write_one(folder / "one"))
     contest.add("one_model", task.dtype, lambda: one.score(task.sequences).raw)
-    contest.details |= {
-        "attention": engine.attention,
-        "token_budget": {"quorum": engine.token_budget, "one_model": one.token_budget},
-    }
+    contest.details["attention"] = engine.attention
+    contest.details["token_budget"] = {"quorum": engine.token_budget, "one_model": one.token_budget}
     _enter_peft(contest, task, folder)
     _enter_vllm(contest, task, folder, stack)
     return contest

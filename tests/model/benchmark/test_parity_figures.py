@@ -59,7 +59,7 @@ def test_one_member_has_no_std() -> None:
 @pytest.mark.parametrize("member", [0, 2])
 def test_one_bad_member_fails(member: int) -> None:
     exact, other, pairs = random_scores(0.0)
-    other[member, ::2] += 0.06
+    other[member, ::20] += 0.06  # one text in twenty: the median is 0
     assert parity_figures(exact, other, pairs[:0], NAMES)["passes"] is False
 
 

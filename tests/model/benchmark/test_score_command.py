@@ -18,6 +18,7 @@ from quorum_model.benchmark import contest, sweep
 from quorum_model.benchmark.environment import has_bf16_instructions
 from quorum_model.benchmark.padded import PaddedPeft
 from quorum_model.benchmark.score import choose_bench_dtype
+from tests.model.benchmark.conftest import TOKEN_BUDGET
 from tests.model.benchmark.tiny_backbone import save_tiny_backbone
 
 NEEDED = (
@@ -63,6 +64,7 @@ def test_every_figure_or_its_reason(kind: str, backbone: str) -> None:
     layer, last = tokens * (4 * d * d + 2 * d * ffn), texts * (2 * d * d + 2 * d * ffn) + tokens * 2 * d * d
     expected = {"lora": 2 * layer + 2 * last, "singles": 4 * layer + 2 * last, "linear": 2 * layer + last}[kind]
     assert found["model_flops"]["linears"] == 2 * expected
+    assert found["token_budget"] == {"quorum": TOKEN_BUDGET, "one_model": TOKEN_BUDGET}
     assert found["environment"]["packages"]["torch"]
 
 
