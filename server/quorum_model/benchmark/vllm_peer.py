@@ -63,7 +63,9 @@ class VllmPeer:
                     stderr=log,
                     env=_environment(),
                     bufsize=0,
-                    start_new_session=True,
+                    # A group, to be ended with what it starts; not a session: Linux schedules sessions against each
+                    # other, and on a busy machine a session of its own would get more of the processor than we do.
+                    process_group=0,
                 )
             except OSError as error:
                 self._folder.cleanup()
