@@ -11,6 +11,7 @@ Exit codes: 0 done, 1 a `QuorumError`, 2 wrong usage, 130 interrupted.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated, Any
 
@@ -67,11 +68,12 @@ class CommandGroup(TyperGroup):
     """
 
     entry_point_group = COMMAND_GROUP
+    summaries: Mapping[str, str] = _SUMMARIES
 
     def __init__(self, **attrs: Any) -> None:
         super().__init__(**attrs)
         for name in sorted(_registered(self.entry_point_group)):
-            self.commands[name] = TyperCommand(name, help=_SUMMARIES.get(name))
+            self.commands[name] = TyperCommand(name, help=self.summaries.get(name))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Replace the stand-in by the imported subcommand."""

@@ -10,6 +10,8 @@ QuorumError
     ├── Unsupported        422  unsupported          a model or adapter that would not be exact here
     ├── SelfTestFailed     422  self_test_failed     loaded, but its golden scores do not come out
     └── CalibrationFailed  422  calibration_failed   held-out scores from which no calibration follows
+ContestantsDisagree        500  contestants_disagree a benchmark's contestants do not compute the same scores
+PeerFailed                 500  peer_failed         what a benchmark compares with did not start, or died
 """
 
 from __future__ import annotations
@@ -70,6 +72,18 @@ class CalibrationFailed(BundleError):
     """No scale or temperature follows from these scores: they are not finite, all equal, or there are none."""
 
     code = "calibration_failed"
+
+
+class ContestantsDisagree(QuorumError):
+    """Contestants of a benchmark whose scores differ by more than rounding: their times are not reported."""
+
+    code = "contestants_disagree"
+
+
+class PeerFailed(QuorumError):
+    """What a benchmark compares with did not start, died, or did not answer; the message holds its last words."""
+
+    code = "peer_failed"
 
 
 class ItemRejected(QuorumError):

@@ -7,6 +7,8 @@ The same mechanism as `quorum` itself, one level down.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import typer
 
 from quorum_client.cli import CommandGroup
@@ -16,6 +18,12 @@ class BenchmarkGroup(CommandGroup):
     """Lists the registered benchmarks, and imports the one that is called."""
 
     entry_point_group = "quorum.benchmarks"
+    summaries: Mapping[str, str] = {
+        "score": "What K members cost to score, against one model, PEFT, vLLM and the matrix peak.",
+        "prefix": "What it is worth to compute a shared prompt once.",
+        "parity": "What a bundle's scores lose in another dtype, on real text.",
+        "train": "What K members cost to train, against PEFT one after another.",
+    }
 
 
 bench = typer.Typer(cls=BenchmarkGroup, name="bench", no_args_is_help=True, pretty_exceptions_enable=False)

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 
 import torch
 from torch import Tensor, nn
 
 from quorum_model.adapters import LoraWeights
 from quorum_model.backbone import Backbone
-from quorum_model.folded import features_of, is_linear
+from quorum_model.folded import features_of
+from quorum_model.layers import TOP_FRACTIONS, linears_by_layer, num_layers, top_layers
 from quorum_trainer.config import ConfigError, Layers, LoraOptions
-
-_FRACTIONS = {"all": 1.0, "top-half": 1 / 2, "top-third": 1 / 3, "top-sixth": 1 / 6}
 
 
 def adapted_modules(backbone: Backbone, layers: Layers) -> list[str]:
@@ -32,20 +30,14 @@ def adapted_modules(backbone: Backbone, layers: Layers) -> list[str]:
     Raises:
         ConfigError: a layer index that the backbone does not have, or no layer that could be adapted.
     """
-    count = int(backbone.body.config.get_text_config().num_hidden_layers)
+    count = num_layers(backbone)
     if isinstance(layers, str | float):
-        fraction = _FRACTIONS[layers] if isinstance(layers, str) else layers
-        # 6 layers times the float nearest to 1/3 must be 2 layers, not 3.
-        chosen = set(range(count - math.ceil(round(count * fraction, 9)), count))
+        chosen = set(top_layers(count, TOP_FRACTIONS[layers] if isinstance(layers, str) else layers))
     else:
         chosen = set(layers)
         if not chosen <= set(range(count)):
             raise ConfigError(f"layers: this backbone has layers 0 to {count - 1}")
-    names = []
-    for name, module in backbone.body.named_modules():
-        index = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
-        if is_linear(module) and index is not None and int(index.group(1)) in chosen:
-            names.append(f"{backbone.body_prefix}.{name}")
+    names = [name for layer, linears in linears_by_layer(backbone).items() if layer in chosen for name in linears]
     if not names:
         raise ConfigError("layers: this backbone has no linear layers of its own there (does it share its layers?)")
     return names
