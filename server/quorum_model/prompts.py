@@ -28,6 +28,9 @@ PLAIN_TEMPLATE = (
 """The format of backbones without a chat template: `Human: …`, blank line, `Assistant: …`."""
 
 
+_LONG_ENOUGH = 256  # characters that say whether a text has tokens, for nearly every text
+
+
 @dataclass(frozen=True, slots=True)
 class EncodedItem:
     """One sequence for the engine. ids: with BOS and EOS. truncated: whether anything was cut."""
@@ -116,6 +119,8 @@ class PromptEncoder:
         side = truncate or self._truncation
         if item.token_ids is not None:
             ids = self._checked_ids(item.token_ids)
+            if not self._without_specials(ids):
+                raise ItemRejected("empty_text", "token_ids holds special tokens alone")
             if len(ids) <= self._max_length:
                 return EncodedItem(list(ids), False)
             return self._finish(ids, 0, side, only_given_specials=True)
@@ -131,6 +136,8 @@ class PromptEncoder:
         turns = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
         _check_text("".join(turn.content for turn in turns), "prompt")
         _check_text(response, "response")
+        if not self._has_tokens(response):
+            raise ItemRejected("empty_text", "the response has no tokens of its own")
         messages = [turn.model_dump() for turn in turns]
         text = self._render([*messages, {"role": "assistant", "content": response}])
         ids = self._tokenize(text)
@@ -177,10 +184,17 @@ class PromptEncoder:
         return start
 
     def _without_specials(self, ids: list[int]) -> list[int]:
-        ids = ids[self._num_opening(ids) :]
-        while self._eos and ids[-len(self._eos) :] == self._eos:
-            ids = ids[: -len(self._eos)]
-        return ids
+        start, end, size = self._num_opening(ids), len(ids), len(self._eos)
+        while size and end - size >= start and ids[end - size : end] == self._eos:
+            end -= size  # by place, not by slicing the list each time: a text may be nothing but EOS
+        return ids[start:end]
+
+    def _has_tokens(self, text: str) -> bool:
+        """Whether a text has a token of its own: invisible characters have none, and special tokens are not its own."""
+        tokenizer = self._tokenizer
+        foreign = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+        beginnings = (text[:_LONG_ENOUGH], text) if len(text) > _LONG_ENOUGH else (text,)
+        return any(token not in foreign for part in beginnings for token in self._tokenize(part))
 
     def _finish(
         self, ids: list[int], num_prompt: int, side: Truncate, *, only_given_specials: bool = False
