@@ -46,7 +46,8 @@ Prompt = str | Annotated[list[Message], Field(min_length=1, fail_fast=True)]
 class ScoreItem(_Request):
     """What is scored: (prompt, response), or text already templated, or token ids. Exactly one of the three.
 
-    `reference` is the reference response of the prompt, for center = "reference".
+    `reference` is the reference response of the prompt, for center = "reference". `group` tells, for center = "group",
+    which texts or token ids belong to one prompt: those of equal groups.
     """
 
     prompt: Prompt | None = None
@@ -54,6 +55,7 @@ class ScoreItem(_Request):
     reference: str | None = None
     text: str | None = None
     token_ids: Annotated[list[Annotated[int, Field(ge=0, strict=True)]], Field(fail_fast=True)] | None = None
+    group: str | None = None
 
     @model_validator(mode="after")
     def _check_shape(self) -> ScoreItem:
@@ -65,6 +67,8 @@ class ScoreItem(_Request):
             raise ValueError("prompt and response go together")
         if self.reference is not None and not pair:
             raise ValueError("reference goes with prompt and response")
+        if self.group is not None and pair:
+            raise ValueError("group goes with text or token_ids; a prompt is its own group")
         return self
 
 
