@@ -17,7 +17,7 @@ from quorum_server.engine.process import EngineProcess
 from quorum_server.errors import add_error_handlers
 from quorum_server.limits import Limits
 from quorum_server.middleware import RequestContext
-from quorum_server.routes import compare, ensembles, health, rank, score
+from quorum_server.routes import compare, ensembles, health, openrlhf, rank, score, sglang, tei, vllm
 from quorum_server.runtime import Engine, Runtime
 from quorum_server.settings import Settings
 
@@ -37,11 +37,14 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         lifespan=_lifespan,
     )
     app.state.runtime = Runtime(settings, engine)
+    app.state.settings = settings
     app.state.limits = Limits(settings.max_body_bytes, settings.max_items)
     app.add_middleware(RequestContext)
     add_error_handlers(app)
-    for module in (score, rank, compare, ensembles, health):
+    for module in (score, rank, compare, ensembles, health, openrlhf, vllm, sglang, tei):
         app.include_router(module.router)
+    for router in (vllm.listing, sglang.listing, tei.information):
+        app.include_router(router)
     return app
 
 
