@@ -17,7 +17,7 @@ from quorum_client.types import ScoreRequest
 from quorum_server import command
 from quorum_server.registry import load_ensemble
 from quorum_server.settings import Settings
-from tests.server.fake_engine import FakeEngine
+from tests.server.fake_engine import FakeEngine, FakePool
 
 
 @pytest.fixture
@@ -49,7 +49,9 @@ def test_flags_beat_the_environment_and_that_the_defaults(
 
 def test_the_help_shows_the_defaults_that_hold() -> None:
     for name, parameter in inspect.signature(command.serve, eval_str=True).parameters.items():
-        assert parameter.annotation.__metadata__[0].show_default == str(Settings.model_fields[name].default)
+        default = Settings.model_fields[name].default
+        shown = parameter.annotation.__metadata__[0].show_default
+        assert shown == (str(default) if default is not None else False)
 
 
 def test_an_engine_that_cannot_start_ends_the_command_with_its_error(
@@ -59,7 +61,7 @@ def test_an_engine_that_cannot_start_ends_the_command_with_its_error(
         async def start(self) -> None:
             raise NotReady("the engine's process cannot be started: planted")
 
-    assert command.run(Settings(bundle=str(fake_bundle), port=0), BrokenEngine()) == 1
+    assert command.run(Settings(bundle=str(fake_bundle), port=0), BrokenEngine) == 1
     out, err = capfd.readouterr()
     assert out == ""
     assert err.splitlines() == ["error: not_ready: the engine's process cannot be started: planted"]
@@ -78,7 +80,7 @@ def test_a_setting_that_cannot_be_is_a_usage_error(seen: list[Settings], argumen
 async def test_the_welcome_holds_an_address_and_a_command_that_parses(
     fake_bundle: Path, host: str, address: str
 ) -> None:
-    ensemble = await load_ensemble(str(fake_bundle), FakeEngine(), device="cpu", dtype="auto", token_budget=64)
+    ensemble = await load_ensemble(str(fake_bundle), FakePool())
     text = command.welcome(ensemble, host, 81)
     assert f"at {address}\n" in text
     words = shlex.split(text.splitlines()[-1])
