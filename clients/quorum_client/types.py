@@ -264,10 +264,31 @@ class EnsembleInfo(_Response):
     metrics: dict[str, Any] = Field(default_factory=dict)
 
 
+class EnsembleStatus(_Response):
+    """What a name is to serve, and how far that is.
+
+    source: desired. state: whether it serves, is being loaded, or failed with `error`. version: what serves now, which
+    is an earlier version while another one is loaded or has failed; null for nothing.
+    """
+
+    name: str
+    source: str
+    state: Literal["serving", "loading", "failed"]
+    version: str | None
+    error: ItemError | None = None
+
+
 class EnsembleList(_Response):
-    """Answer of GET /v1/ensembles."""
+    """Answer of GET /v1/ensembles. ensembles: what serves. desired: what is to serve."""
 
     ensembles: list[EnsembleInfo]
+    desired: list[EnsembleStatus] = Field(default_factory=list)
+
+
+class PutEnsembleRequest(_Request):
+    """Body of PUT /v1/ensembles/{name}: serve this bundle under the name."""
+
+    source: str = Field(min_length=1, max_length=4096, description="a folder, a hub id, or default")
 
 
 class ErrorBody(_Response):

@@ -50,6 +50,7 @@ def create_app(
     add_error_handlers(app)
     for module in (score, rank, compare, ensembles, health):
         app.include_router(module.router)
+    app.include_router(ensembles.editing)
     return app
 
 

@@ -12,7 +12,8 @@ import json
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -43,7 +44,16 @@ _CLOSE_S = 5
 
 
 def serve(  # noqa: PLR0913, PLR0917 - the options of a command line
-    bundle: Annotated[str | None, typer.Option(help="A folder, a hub id, or default.", show_default="default")] = None,
+    bundle: Annotated[
+        list[str] | None,
+        typer.Option(help="A folder, a hub id, or default; more than once for several.", show_default="default"),
+    ] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="File that keeps what is to serve over restarts.", show_default=False)
+    ] = None,
+    watch: Annotated[
+        Path | None, typer.Option(help="Folder: the newest bundle of each name in it serves.", show_default=False)
+    ] = None,
     host: Annotated[str | None, typer.Option(show_default="127.0.0.1")] = None,
     port: Annotated[int | None, typer.Option(help="0 takes a free one.", show_default="8000")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N.", show_default="auto")] = None,
@@ -65,7 +75,9 @@ def serve(  # noqa: PLR0913, PLR0917 - the options of a command line
     beats it.
     """
     flags = {
-        "bundle": bundle,
+        "bundle": bundle or None,
+        "state": state,
+        "watch": watch,
         "host": host,
         "port": port,
         "device": device,
@@ -158,15 +170,17 @@ async def _drain(ending: asyncio.Event, server: uvicorn.Server, runtime: Runtime
     server.should_exit = True
 
 
-def welcome(ensemble: Ensemble, host: str, port: int) -> str:
+def welcome(ensembles: Sequence[Ensemble], host: str, port: int) -> str:
     """What a ready server prints: its address, and a curl line that works as it stands."""
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared with, not bound to
     url = f"http://{f'[{reachable}]' if ':' in reachable else reachable}:{port}"
-    loaded = ensemble.loaded
-    return (
-        f"Quorum serves '{ensemble.name}' (version {ensemble.version}, {ensemble.manifest.kind}, "
-        f"{loaded.num_members} members, {loaded.dtype} on {loaded.device}, {loaded.attention}) at {url}\n"
-        f"Documentation: {url}/docs\n"
-        f"Try it:\n"
-        f"curl -s {url}/score -d '{json.dumps(EXAMPLE)}'"
-    )
+    lines = [
+        f"Quorum serves '{one.name}' (version {one.version}, {one.manifest.kind}, {one.loaded.num_members} members, "
+        f"{one.loaded.dtype} on {one.loaded.device}, {one.loaded.attention}) at {url}"
+        for one in ensembles
+    ] or [f"Quorum serves nothing yet at {url}"]
+    lines.append(f"Documentation: {url}/docs")
+    if ensembles:
+        example = EXAMPLE if len(ensembles) == 1 else EXAMPLE | {"ensemble": ensembles[0].name}
+        lines += ["Try it:", f"curl -s {url}/score -d '{json.dumps(example)}'"]
+    return "\n".join(lines)

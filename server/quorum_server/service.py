@@ -45,7 +45,7 @@ from quorum_server.events import Observer
 from quorum_server.jobs import JobScores
 from quorum_server.limits import check_text
 from quorum_server.packing import Unit, cut_units
-from quorum_server.registry import Registry
+from quorum_server.registry import Ensemble, Registry
 from quorum_server.scheduler import Scheduler
 
 _Request = TypeVar("_Request", ScoreRequest, RankRequest, CompareRequest)
@@ -144,15 +144,9 @@ class ScoringService:
         self._num_under_way += 1
         self._is_idle.clear()
         try:
-            async with keep_deadline(call.deadline_s):
-                ensemble = self._registry.get(request.ensemble)
-                check_text(request, self._max_text_chars)
-                work = await self._in_thread(_tokenize, prepare, ensemble.context, request, self._token_budget)
-                self._observer.tokenized(ensemble.name, work.elapsed_s)
-                scores = await self._scheduler.submit(ensemble.version, work.sequences, work.units)
-                response: _Response = await self._in_thread(
-                    _finish, finish, ensemble.context, work, scores, call.request_id
-                )
+            with self._registry.use(request.ensemble) as ensemble:
+                async with keep_deadline(call.deadline_s):
+                    response: _Response = await self._score(request, call, ensemble, prepare, finish)
         except DeadlineExceeded:
             self._observer.rejected("deadline")
             raise
@@ -165,6 +159,20 @@ class ScoringService:
                 self._is_idle.set()
         self._observer.answered(ensemble.context, response)
         return response
+
+    async def _score(
+        self,
+        request: _Request,
+        call: Call,
+        ensemble: Ensemble,
+        prepare: Callable[[ScoringContext, _Request], Any],
+        finish: Callable[..., _Response],
+    ) -> _Response:
+        check_text(request, self._max_text_chars)
+        work = await self._in_thread(_tokenize, prepare, ensemble.context, request, self._token_budget)
+        self._observer.tokenized(ensemble.name, work.elapsed_s)
+        scores = await self._scheduler.submit(ensemble.version, work.sequences, work.units)
+        return await self._in_thread(_finish, finish, ensemble.context, work, scores, call.request_id)
 
     async def _in_thread(self, function: Callable[..., _Result], *args: Any) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)

@@ -20,6 +20,8 @@ import numpy as np
 
 from quorum_model.bundle.read import read_bundle
 from quorum_server.engine.messages import Loaded, Scores, TokenIds
+from quorum_server.loading import load_ensemble
+from quorum_server.registry import Ensemble
 
 CRASH_ID = 5
 """A token id at which the fake scorer ends its process, as a segmentation fault would."""
@@ -116,12 +118,23 @@ class FakePool:
 
     def __init__(self) -> None:
         self.engine = FakeEngine()
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.has_begun = asyncio.Event()
+        self.num_loads = 0
 
     async def load(self, path: Path) -> Loaded:
+        self.num_loads += 1
+        self.has_begun.set()
+        await self.gate.wait()
         return await self.engine.load(path, device="cpu", dtype="auto", token_budget=64)
 
     async def unload(self, version: str) -> None:
         await self.engine.unload(version)
+
+
+async def load_with_fake(path: Path, name: str = "tiny") -> Ensemble:
+    return await load_ensemble(name, str(path), read_bundle(path), FakePool())
 
 
 @dataclass
