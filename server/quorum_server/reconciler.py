@@ -17,8 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from quorum_client.ensemble_types import EnsembleStatus
 from quorum_client.errors import EnsembleNotFound, InternalError, InvalidRequest, QuorumError
-from quorum_client.types import EnsembleStatus, ItemError
+from quorum_client.types import ItemError
 from quorum_model.bundle.read import Bundle
 from quorum_server.desired import Desired, StateFile
 from quorum_server.events import Observer

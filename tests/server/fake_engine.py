@@ -176,7 +176,11 @@ def load_fake_scorer(bundle: Any, *, device: str, dtype: str, token_budget: int)
     return FakeScorer(len(bundle.manifest.members))
 
 
-FAKE_LOADER = "tests.server.fake_engine:load_fake_scorer"
+def make_fake_loader() -> Any:
+    return load_fake_scorer
+
+
+FAKE_LOADER = "tests.server.fake_engine:make_fake_loader"
 
 
 def load_thread_counter(bundle: Any, *, device: str, dtype: str, token_budget: int) -> FakeScorer:
@@ -211,6 +215,24 @@ def load_logging_scorer(bundle: Any, *, device: str, dtype: str, token_budget: i
 
 def load_slowly(bundle: Any, *, device: str, dtype: str, token_budget: int) -> FakeScorer:
     """A loader that waits, for a bundle of the name slow, until a file `go` lies beside it."""
+    if bundle.manifest.name == "slow":
+        (bundle.path.parent / "waits").touch()
     while bundle.manifest.name == "slow" and not (bundle.path.parent / "go").exists():
         time.sleep(0.01)
     return load_fake_scorer(bundle, device=device, dtype=dtype, token_budget=token_budget)
+
+
+def make_load_thread_counter() -> Any:
+    return load_thread_counter
+
+
+def make_load_unreadable_scorer() -> Any:
+    return load_unreadable_scorer
+
+
+def make_load_logging_scorer() -> Any:
+    return load_logging_scorer
+
+
+def make_load_slowly() -> Any:
+    return load_slowly

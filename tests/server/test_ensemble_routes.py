@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from quorum_client.types import EnsembleInfo, EnsembleStatus
+from quorum_client.ensemble_types import EnsembleStatus
+from quorum_client.types import EnsembleInfo
 from tests.server.conftest import Service
 from tests.server.tiny_bundle import make_fake_bundle
 

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Path, Response
 from pydantic import BaseModel
 
-from quorum_client.types import EnsembleInfo, EnsembleList, EnsembleStatus, PutEnsembleRequest
+from quorum_client.ensemble_types import EnsembleList, EnsembleStatus, PutEnsembleRequest
+from quorum_client.types import EnsembleInfo
 from quorum_model.bundle.manifest import NAME_PATTERN
 from quorum_server.body import JsonRoute
 from quorum_server.errors import ERROR_RESPONSES
