@@ -17,7 +17,8 @@ from quorum_model.bundle.manifest import BackboneRef
 from quorum_model.bundle.read import Bundle, read_bundle
 from quorum_model.bundle.write import write_bundle
 from quorum_model.errors import BackboneMismatch, BackboneNotFound, HeadMissing, SelfTestFailed, Unsupported
-from quorum_model.member_scorer import MemberScorer, load_member_scorer
+from quorum_model.loading import load_member_scorer
+from quorum_model.member_scorer import MemberScorer
 from tests.reference.tiny_models import random_sequences
 from tests.server.tiny_bundle import make_bert_bundle, make_llama_bundle
 
