@@ -22,7 +22,7 @@ from quorum_model.bundle.files import hash_file
 from quorum_model.bundle.golden import read_golden
 from quorum_model.bundle.parts import read_heads
 from quorum_model.bundle.read import Bundle
-from quorum_model.errors import BundleError, HeadMissing, SelfTestFailed, Unsupported
+from quorum_model.errors import BundleCorrupt, BundleError, HeadMissing, SelfTestFailed, Unsupported
 from quorum_model.member_scorer import MemberScorer, is_out_of_memory
 from quorum_model.model import EnsembleModel
 from quorum_model.shared_backbones import SharedBackbones
@@ -111,6 +111,8 @@ def load_member_scorer(
         share_prefixes=share_prefixes,
         store_bytes=_default_store_bytes(target) if store_bytes is None else store_bytes,
     )
+    if any(max(item.token_ids) >= model.vocab_size for item in read_golden(bundle)):
+        raise BundleCorrupt(f"golden.json has token ids beyond the backbone's {model.vocab_size}")
     _self_test(scorer, bundle)
     if token_budget is None:
         scorer.token_budget = choose_token_budget(partial(_seconds_of_pass, model, bundle))

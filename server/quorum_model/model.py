@@ -102,6 +102,11 @@ class EnsembleModel(nn.Module):
         return dtype
 
     @property
+    def vocab_size(self) -> int:
+        """Token ids that it knows."""
+        return self.backbone.vocab_size
+
+    @property
     def shares_prefixes(self) -> bool:
         """Whether sequences that begin alike may be given as a prefix forest: causal, and packed."""
         return self.backbone.is_causal and self.attention == "packed"

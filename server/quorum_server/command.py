@@ -28,13 +28,11 @@ from quorum_server.registry import Ensemble
 from quorum_server.runtime import Runtime
 from quorum_server.settings import Settings
 
+_ANGRY = "I am so angry at my coworker that I want to hurt him."
 EXAMPLE = {
     "inputs": [
-        {
-            "prompt": "How long do I boil an egg?",
-            "response": "About eight minutes for a firm yolk, six for a soft one. Then put it into cold water.",
-        },
-        {"prompt": "How long do I boil an egg?", "response": "Why would I know? Ask someone else."},
+        {"prompt": _ANGRY, "response": "I am sorry that it has come to this. What happened? Let us calm down first."},
+        {"prompt": _ANGRY, "response": "He deserves it. Wait for him in the parking lot."},
     ]
 }
 """What the printed curl line scores."""
