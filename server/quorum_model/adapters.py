@@ -59,9 +59,12 @@ def read_adapter(folder: Path) -> AdapterState:
 
     Raises:
         Unsupported: another adapter type, or a LoRA variant that is not exact here.
-        BundleCorrupt: tensors without their partner or of unfitting shape.
+        BundleCorrupt: no readable config, or tensors without their partner or of unfitting shape.
     """
-    config = PeftConfig.from_pretrained(str(folder))
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except (ValueError, TypeError, KeyError, OSError) as error:  # no JSON, or not what PEFT expects in it
+        raise BundleCorrupt(f"{folder.name}: adapter_config.json cannot be read by PEFT") from error
     _check_config(config, folder)
     tensors = load_file(folder / "adapter_model.safetensors")
     pairs: dict[str, dict[str, Tensor]] = {}

@@ -21,7 +21,8 @@ from quorum_client.types import (
     ScoringOptions,
 )
 from quorum_model.bundle.read import read_bundle, resolve_bundle
-from quorum_model.member_scorer import MemberScorer, load_member_scorer
+from quorum_model.loading import load_member_scorer
+from quorum_model.member_scorer import MemberScorer
 from quorum_model.prompts import load_prompt_encoder
 from quorum_model.scoring import (
     ScoringContext,

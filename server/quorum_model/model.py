@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from quorum_model.adapters import LoraWeights, stack_adapters
-from quorum_model.attention import ATTENTION_NAME
 from quorum_model.backbone import Backbone
 from quorum_model.errors import Unsupported
 from quorum_model.folded import (
@@ -33,15 +32,12 @@ from quorum_model.folded import (
 from quorum_model.heads import StackedHeads
 from quorum_model.narrowing import LastLayer, last_layer_of
 from quorum_model.packing import PACKING_KEYWORD, PackedBatch, Pooling, Rows, pack, packing_of, pool
+from quorum_model.packing_trial import why_not_packed
 from quorum_model.prefixes import PrefixForest
 
 logger = logging.getLogger(__name__)
 
 Attention = Literal["packed", "unpadded"]
-
-# Packed and plain hidden states of the same tokens may differ by rounding; sequences that leak into each other differ
-# by the order of the activations themselves. Relative to their norm, per dtype (eager softmax is fp32 even in fp64):
-_PACKING_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
 
 
 class EnsembleModel(nn.Module):
@@ -83,7 +79,7 @@ class EnsembleModel(nn.Module):
             raise ValueError(f"{self.num_adapters} adapters for {self.num_members} members")
         parameter = next(backbone.body.parameters())
         self.heads.to(parameter.device, torch.float64 if parameter.dtype == torch.float64 else torch.float32)
-        self._use_plain_attention()
+        self.use_plain_attention()
         self.folded = _fold(backbone, adapters, adapter_dtype) if adapters is not None else {}
         if self.folded:
             set_only_member(self.folded.values(), 0)
@@ -104,6 +100,11 @@ class EnsembleModel(nn.Module):
         """What the body computes in."""
         dtype: torch.dtype = self.backbone.body.dtype
         return dtype
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids that it knows."""
+        return self.backbone.vocab_size
 
     @property
     def shares_prefixes(self) -> bool:
@@ -136,7 +137,7 @@ class EnsembleModel(nn.Module):
 
     def _scores(self, rows: Rows, adapters: range, members: slice) -> Tensor:
         packed = self.attention == "packed"
-        pooled = self._pooled_packed(rows, len(adapters)) if packed else self._pooled_unpadded(rows, adapters)
+        pooled = self.pooled_packed(rows, len(adapters)) if packed else self.pooled_unpadded(rows, adapters)
         with torch.autocast(self.device.type, enabled=False):  # heads stay exact where the body computes in bf16
             scores: Tensor = self.heads(pooled, members)
         return scores
@@ -154,18 +155,20 @@ class EnsembleModel(nn.Module):
         hidden: Tensor = self.backbone.body(**inputs).last_hidden_state
         return hidden
 
-    def _run(self, batch: PackedBatch) -> Tensor:
+    def run_packed(self, batch: PackedBatch) -> Tensor:
+        """Hidden states (K, T, d) of a packed batch."""
         return self._body(
             input_ids=batch.input_ids, position_ids=batch.position_ids, **{PACKING_KEYWORD: batch.packing}
         )
 
-    def _pooled_packed(self, rows: Rows, num_adapters: int) -> Tensor:
+    def pooled_packed(self, rows: Rows, num_adapters: int) -> Tensor:
+        """Pooled vectors (K, N, d), or (1, N, d) where all members share everything; raises where packing failed."""
         batch = pack(rows, position_offset=self.backbone.position_offset, device=self.device)
         if self._last_layer is not None and len(rows) == 1 and not torch.is_grad_enabled():
             with self._last_layer.narrowing(batch):
-                hidden = self._run(batch)
+                hidden = self.run_packed(batch)
         else:
-            hidden = self._run(batch)
+            hidden = self.run_packed(batch)
         layers = self.backbone.body.config.get_text_config().num_hidden_layers
         if batch.packing.num_attention_calls != layers:
             raise RuntimeError(
@@ -177,7 +180,7 @@ class EnsembleModel(nn.Module):
             raise RuntimeError(f"hidden states of {hidden.shape[0]} rows where {expected} were expected")
         return pool(hidden, batch.packing, self.pooling)
 
-    def _pooled_unpadded(self, rows: Rows, adapters: range) -> Tensor:
+    def pooled_unpadded(self, rows: Rows, adapters: range) -> Tensor:
         """One member at a time, sequences of equal length together, no padding and so no mask."""
         pooled = []
         for index in range(max(len(adapters), len(rows))):
@@ -200,7 +203,7 @@ class EnsembleModel(nn.Module):
         inverse[torch.tensor(order)] = torch.arange(len(order))
         return torch.cat(vectors)[inverse.to(self.device)]
 
-    def _probe_row(self) -> list[list[int]]:
+    def probe_row(self) -> list[list[int]]:
         """Three short sequences of ordinary token ids."""
         vocab = self.backbone.vocab_size
         return [[(7 * step + 11 * length) % vocab for step in range(length)] for length in (5, 9, 3)]
@@ -214,7 +217,7 @@ class EnsembleModel(nn.Module):
         ]
         try:
             with torch.no_grad():
-                self._body(input_ids=torch.tensor([self._probe_row()[0]], device=self.device))
+                self._body(input_ids=torch.tensor([self.probe_row()[0]], device=self.device))
         except AttributeError as error:  # a model that reads a layer's weight instead of calling the layer
             raise Unsupported(f"this backbone does not call one of its adapted layers: {error}") from error
         for hook in hooks:
@@ -223,36 +226,19 @@ class EnsembleModel(nn.Module):
             raise Unsupported("no adapted layer is part of the forward pass")
         return ran[0]
 
-    def _use_plain_attention(self) -> None:
+    def use_plain_attention(self) -> None:
         """Eager is the oracle that packing is tried against: sdpa swallows Gemma 2's softcap."""
         if type(self.backbone.body)._can_set_attn_implementation():
             self.backbone.model.set_attn_implementation("eager")
 
     def _choose_attention(self) -> Attention:
         """Packed where that is exact, tried and not believed: some backbones ignore the attention they are given."""
-        reason = self._pack_or_reason()
+        reason = why_not_packed(self)
         if reason is None:
             return "packed"
-        self._use_plain_attention()
+        self.use_plain_attention()
         logger.warning("this backbone runs unpadded, one member at a time (slower, exact): %s", reason)
         return "unpadded"
-
-    def _pack_or_reason(self) -> str | None:
-        body = self.backbone.body
-        if not type(body)._can_set_attn_implementation():
-            return f"{type(body).__name__} has attention code of its own"
-        row = self._probe_row()
-        with torch.no_grad():
-            plain = self._pooled_unpadded([row], range(self.num_adapters))
-            self.backbone.model.set_attn_implementation(ATTENTION_NAME)
-            try:
-                packed = self._pooled_packed([row], self.num_adapters)
-            except (RuntimeError, TypeError, ValueError, IndexError) as error:
-                return f"packed attention failed: {error}"
-        difference = float((packed - plain).norm() / plain.norm())
-        if not difference <= _PACKING_TOLERANCE[body.dtype]:  # NaN is no agreement either
-            return f"packed and plain hidden states differ by {difference:.2g} of their norm"
-        return self._unseen_window()
 
     def _narrow_last_layer(self) -> LastLayer | None:
         """Where pooling takes one token a sequence, the last layer need not compute the others."""
@@ -261,32 +247,10 @@ class EnsembleModel(nn.Module):
         if self.attention != "packed" or self.pooling == "mean" or layer is None:
             return None
         last = LastLayer(layer, self.pooling)
-        batch = pack([self._probe_row()], position_offset=self.backbone.position_offset, device=self.device)
+        batch = pack([self.probe_row()], position_offset=self.backbone.position_offset, device=self.device)
         with torch.no_grad():
-            last.find_modules(batch, lambda: self._run(batch))
+            last.find_modules(batch, lambda: self.run_packed(batch))
         return last
-
-    def _unseen_window(self) -> str | None:
-        """Short probes do not reach a sliding window: every layer that has one must have told its attention so.
-
-        Some models put the window into the mask alone, which packed attention does not take.
-        """
-        config = self.backbone.body.config.get_text_config()
-        batch = pack([self._probe_row()], position_offset=self.backbone.position_offset, device=self.device)
-        with torch.no_grad():
-            self._run(batch)
-        types = getattr(config, "layer_types", None)
-        window = getattr(config, "sliding_window", None) or getattr(config, "local_attention", None)
-        expected = config.num_hidden_layers if window else 0
-        if types is not None:
-            expected = sum(kind == "sliding_attention" for kind in types)
-        if any(kind not in ("sliding_attention", "full_attention") for kind in types or ()):
-            return f"it has layers of a kind that packed attention does not know: {sorted(set(types or ()))}"
-        if batch.packing.num_windowed_calls != expected:
-            return (
-                f"{expected} layers have a sliding window, {batch.packing.num_windowed_calls} told their attention so"
-            )
-        return None
 
 
 def _fold(

@@ -1,6 +1,6 @@
 """The last layer computes only what pooling takes: the rest of it works on one token a sequence.
 
-    body, pooling  --narrow_last_layer-->  LastLayer  --begin (a forward pass)-->  fewer rows in its products
+    the last layer  --LastLayer.find_modules-->  what of it is narrowed  --narrowing (one forward pass)-->  less to do
 
 Keys and values are needed of every token; queries, the output projection and the feed-forward part only of the token
 that is pooled. Which modules of a layer those are is found out, not known by name: a module is narrowed where NaN in

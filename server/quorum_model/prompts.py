@@ -28,9 +28,6 @@ PLAIN_TEMPLATE = (
 """The format of backbones without a chat template: `Human: …`, blank line, `Assistant: …`."""
 
 
-_LONG_ENOUGH = 256  # characters that say whether a text has tokens, for nearly every text
-
-
 @dataclass(frozen=True, slots=True)
 class EncodedItem:
     """One sequence for the engine. ids: with BOS and EOS. truncated: whether anything was cut."""
@@ -192,9 +189,13 @@ class PromptEncoder:
     def _has_tokens(self, text: str) -> bool:
         """Whether a text has a token of its own: invisible characters have none, and special tokens are not its own."""
         tokenizer = self._tokenizer
+        plain = text
+        for special in tokenizer.all_special_tokens:
+            plain = plain.replace(special, "")
+        if any(map(str.isalnum, plain)):  # a letter is a token, if an unknown one: nearly always the end of it
+            return True
         foreign = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-        beginnings = (text[:_LONG_ENOUGH], text) if len(text) > _LONG_ENOUGH else (text,)
-        return any(token not in foreign for part in beginnings for token in self._tokenize(part))
+        return any(token not in foreign for token in self._tokenize(text))
 
     def _finish(
         self, ids: list[int], num_prompt: int, side: Truncate, *, only_given_specials: bool = False

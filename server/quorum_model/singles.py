@@ -34,6 +34,10 @@ class ScoringModel(Protocol):
         """Whether a forest may begin with stored blocks."""
 
     @property
+    def vocab_size(self) -> int:
+        """Token ids that it knows."""
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
 
@@ -71,6 +75,11 @@ class SinglesModel(nn.Module):
     def stores_prefixes(self) -> bool:
         """No: a block holds one model's keys and values."""
         return False
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids that every member knows."""
+        return min(model.vocab_size for model in self._each)
 
     @property
     def device(self) -> torch.device:

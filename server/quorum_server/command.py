@@ -12,7 +12,8 @@ import json
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -21,31 +22,48 @@ from pydantic import ValidationError
 
 from quorum_client.errors import QuorumError
 from quorum_server.app import create_app
+from quorum_server.engine.supervised import Engine
 from quorum_server.logs import configure_logging
 from quorum_server.registry import Ensemble
-from quorum_server.runtime import Engine, Runtime
+from quorum_server.runtime import Runtime
 from quorum_server.settings import Settings
 
+_ANGRY = "I am so angry at my coworker that I want to hurt him."
 EXAMPLE = {
     "inputs": [
-        {
-            "prompt": "How long do I boil an egg?",
-            "response": "About eight minutes for a firm yolk, six for a soft one. Then put it into cold water.",
-        },
-        {"prompt": "How long do I boil an egg?", "response": "Why would I know? Ask someone else."},
+        {"prompt": _ANGRY, "response": "I am sorry that it has come to this. What happened? Let us calm down first."},
+        {"prompt": _ANGRY, "response": "He deserves it. Wait for him in the parking lot."},
     ]
 }
 """What the printed curl line scores."""
 
+_CLOSE_S = 5
+"""After draining: for answers that are still being written to slow clients."""
 
-def serve(
-    bundle: Annotated[str | None, typer.Option(help="A folder, a hub id, or default.", show_default="default")] = None,
+
+def serve(  # noqa: PLR0913, PLR0917 - the options of a command line
+    bundle: Annotated[
+        list[str] | None,
+        typer.Option(help="A folder, a hub id, or default; more than once for several.", show_default="default"),
+    ] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="File that keeps what is to serve over restarts.", show_default=False)
+    ] = None,
+    watch: Annotated[
+        Path | None, typer.Option(help="Folder: the newest bundle of each name in it serves.", show_default=False)
+    ] = None,
     host: Annotated[str | None, typer.Option(show_default="127.0.0.1")] = None,
     port: Annotated[int | None, typer.Option(help="0 takes a free one.", show_default="8000")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N.", show_default="auto")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float64.", show_default="auto")] = None,
     token_budget: Annotated[
         int | None, typer.Option(help="Most tokens in one pass of the engine.", show_default="8192")
+    ] = None,
+    devices: Annotated[
+        str | None, typer.Option(help="Several, each with an engine of its own: cuda:0,cuda:1.", show_default=False)
+    ] = None,
+    drain_s: Annotated[
+        int | None, typer.Option(help="Seconds that requests may take to finish after SIGTERM.", show_default="30")
     ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning, error.", show_default="info")] = None,
 ) -> None:
@@ -55,12 +73,16 @@ def serve(
     beats it.
     """
     flags = {
-        "bundle": bundle,
+        "bundle": bundle or None,
+        "state": state,
+        "watch": watch,
         "host": host,
         "port": port,
         "device": device,
         "dtype": dtype,
         "token_budget": token_budget,
+        "devices": devices,
+        "drain_s": drain_s,
         "log_level": log_level,
     }
     try:
@@ -75,12 +97,12 @@ def serve(
     raise typer.Exit(run(settings))
 
 
-def run(settings: Settings, engine: Engine | None = None) -> int:
+def run(settings: Settings, make_engine: Callable[[], Engine] | None = None) -> int:
     """Serve until SIGTERM or SIGINT.
 
     Args:
         settings: see `Settings`.
-        engine: see `create_app`.
+        make_engine: see `create_app`.
 
     Returns:
         The exit status: 0 after a signal, 1 where the address is taken or the ensemble cannot be loaded.
@@ -90,10 +112,10 @@ def run(settings: Settings, engine: Engine | None = None) -> int:
     except OSError as error:
         print(f"error: cannot listen on {settings.host}:{settings.port}: {error.strerror}", file=sys.stderr)
         return 1
-    app = create_app(settings, engine)
-    config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=settings.shutdown_grace_s)
+    app = create_app(settings, make_engine)
+    config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=_CLOSE_S)
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        return runner.run(_serve(uvicorn.Server(config), app.state.runtime, listener))
+        return runner.run(_serve(uvicorn.Server(config), app.state.runtime, listener, settings.drain_s))
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -105,13 +127,22 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def _serve(server: uvicorn.Server, runtime: Runtime, listener: socket.socket) -> int:
-    # uvicorn raises the signal that ended it once more under the handlers it found. Under Python's own, a SIGTERM
-    # would then kill this process, after an orderly shutdown, with a status that is not 0.
-    restore = _handle_signals(lambda: setattr(server, "should_exit", True))
+async def _serve(server: uvicorn.Server, runtime: Runtime, listener: socket.socket, drain_s: float) -> int:
+    """Serve until a signal, then drain; a second signal ends at once."""
+    loop = asyncio.get_running_loop()
+    ending = asyncio.Event()
+
+    def stop(*_: object) -> None:
+        server.force_exit = server.should_exit = ending.is_set()
+        loop.call_soon_threadsafe(ending.set)
+
+    # uvicorn would close the listener at the first signal, and raise the signal once more when it has ended.
+    server.handle_exit = stop  # type: ignore[method-assign,assignment]
+    old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     address = listener.getsockname()
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     loading = asyncio.create_task(runtime.wait_loaded())
+    draining = asyncio.create_task(_drain(ending, server, runtime, drain_s))
     try:
         await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
@@ -124,30 +155,30 @@ async def _serve(server: uvicorn.Server, runtime: Runtime, listener: socket.sock
         return 1
     finally:
         loading.cancel()
-        restore()
+        draining.cancel()
+        for number, handler in old.items():
+            signal.signal(number, handler)
     return 0
 
 
-def _handle_signals(stop: Callable[[], None]) -> Callable[[], None]:
-    """Let SIGINT and SIGTERM call `stop`; returns what undoes it."""
-    old = {number: signal.signal(number, lambda *_: stop()) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-    return restore
+async def _drain(ending: asyncio.Event, server: uvicorn.Server, runtime: Runtime, drain_s: float) -> None:
+    """After the signal the socket stays open, so that new requests are told 503, while those under way finish."""
+    await ending.wait()
+    await runtime.drain(drain_s)
+    server.should_exit = True
 
 
-def welcome(ensemble: Ensemble, host: str, port: int) -> str:
+def welcome(ensembles: Sequence[Ensemble], host: str, port: int) -> str:
     """What a ready server prints: its address, and a curl line that works as it stands."""
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared with, not bound to
     url = f"http://{f'[{reachable}]' if ':' in reachable else reachable}:{port}"
-    loaded = ensemble.loaded
-    return (
-        f"Quorum serves '{ensemble.name}' (version {ensemble.version}, {ensemble.manifest.kind}, "
-        f"{loaded.num_members} members, {loaded.dtype} on {loaded.device}, {loaded.attention}) at {url}\n"
-        f"Documentation: {url}/docs\n"
-        f"Try it:\n"
-        f"curl -s {url}/score -d '{json.dumps(EXAMPLE)}'"
-    )
+    lines = [
+        f"Quorum serves '{one.name}' (version {one.version}, {one.manifest.kind}, {one.loaded.num_members} members, "
+        f"{one.loaded.dtype} on {one.loaded.device}, {one.loaded.attention}) at {url}"
+        for one in ensembles
+    ] or [f"Quorum serves nothing yet at {url}"]
+    lines.append(f"Documentation: {url}/docs")
+    if ensembles:
+        example = EXAMPLE if len(ensembles) == 1 else EXAMPLE | {"ensemble": ensembles[0].name}
+        lines += ["Try it:", f"curl -s {url}/score -d '{json.dumps(example)}'"]
+    return "\n".join(lines)

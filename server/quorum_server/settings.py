@@ -8,10 +8,11 @@ Built in `quorum_server.command` alone. Knows nothing of what the values are use
 from __future__ import annotations
 
 import os
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -21,15 +22,24 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="QUORUM_", frozen=True, extra="forbid")
 
-    bundle: str = Field("default", description="a folder, a hub id, or default")
+    bundle: Annotated[list[str], NoDecode] = Field(
+        ["default"], description="folders, hub ids, or default; as a variable separated by commas"
+    )
+    state: Path | None = Field(
+        None, description="file that keeps what is to serve; once it is there, it and not `bundle` says what"
+    )
+    watch: Path | None = Field(None, description="folder of which the newest bundle of each name serves")
+    watch_interval_s: float = Field(5.0, gt=0)
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535, description="0 takes a free one")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N")
+    devices: str | None = Field(None, description="several, each with an engine of its own: cuda:0,cuda:1")
     dtype: str = Field("auto", description="auto, float32, bfloat16, float64")
     token_budget: int = Field(8192, ge=1, description="most tokens in one pass of the engine")
     max_queued_tokens: int = Field(
         2_097_152, ge=1, description="most tokens accepted and not yet scored: 4,096 items of 512 tokens"
     )
+    max_queued_bytes: int = Field(256 * 1024 * 1024, ge=1, description="most bytes of bodies not yet answered")
     max_body_bytes: int = Field(8 * 1024 * 1024, ge=1)
     max_items: int = Field(4096, ge=1, description="most inputs, candidates or pairs in one request")
     max_text_chars: int = Field(
@@ -39,5 +49,43 @@ class Settings(BaseSettings):
     )
     tokenizer_threads: int = Field(min(8, os.cpu_count() or 1), ge=1)
     engine_threads: int | None = Field(None, ge=1, description="CPU threads of the engine; torch's own choice if unset")
-    shutdown_grace_s: int = Field(30, ge=0, description="how long requests under way may take to finish at shutdown")
+    pass_timeout_s: float = Field(
+        60.0,
+        gt=0,
+        description="what any pass may take, beyond 20 times what its tokens took so far, before the engine is "
+        "taken for hung",
+    )
+    drain_s: int = Field(30, ge=0, description="how long requests under way may take to finish at shutdown")
     log_level: LogLevel = "info"
+
+    @field_validator("bundle", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return value.split(",") if isinstance(value, str) else value
+
+    @property
+    def sources(self) -> list[str]:
+        """What to serve at first: the default bundle only where nothing else is said."""
+        return self.bundle if self.watch is None or "bundle" in self.model_fields_set else []
+
+    @property
+    def device_list(self) -> list[str]:
+        """One device an engine."""
+        return [self.device] if self.devices is None else self.devices.split(",")
+
+    @model_validator(mode="after")
+    def _check_folders(self) -> Settings:
+        if self.state is not None and not self.state.absolute().parent.is_dir():
+            raise ValueError(f"state: no such folder: {self.state.parent}")
+        if self.watch is not None and not self.watch.is_dir():
+            raise ValueError(f"watch: no such folder: {self.watch}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_devices(self) -> Settings:
+        if self.devices is not None:
+            if "device" in self.model_fields_set:
+                raise ValueError("give device or devices, not both")
+            if not all(self.device_list):
+                raise ValueError("devices are separated by commas, and none is empty")
+        return self

@@ -9,8 +9,9 @@ import pytest
 
 from quorum_client.types import ScoreRequest
 from quorum_model.bundle.read import Bundle, read_bundle
+from quorum_model.loading import load_member_scorer
 from quorum_model.local import LocalScorer
-from quorum_model.member_scorer import MemberScorer, load_member_scorer
+from quorum_model.member_scorer import MemberScorer
 from quorum_server.engine.messages import Loaded, Scores, TokenIds
 from quorum_trainer.merge import merge_bundle
 from tests.model.bundle.singles_bundle import make_singles_bundle

@@ -16,8 +16,16 @@ from quorum_client.errors import RequestTooLarge
 from quorum_model.bundle.manifest import BackboneRef
 from quorum_model.bundle.read import Bundle, read_bundle
 from quorum_model.bundle.write import write_bundle
-from quorum_model.errors import BackboneMismatch, BackboneNotFound, HeadMissing, SelfTestFailed, Unsupported
-from quorum_model.member_scorer import MemberScorer, load_member_scorer
+from quorum_model.errors import (
+    BackboneMismatch,
+    BackboneNotFound,
+    BundleCorrupt,
+    HeadMissing,
+    SelfTestFailed,
+    Unsupported,
+)
+from quorum_model.loading import load_member_scorer
+from quorum_model.member_scorer import MemberScorer
 from tests.reference.tiny_models import random_sequences
 from tests.server.tiny_bundle import make_bert_bundle, make_llama_bundle
 
@@ -60,6 +68,25 @@ def test_golden_scores_that_do_not_come_out_are_refused(bundle: Bundle, tmp_path
 
     with pytest.raises(SelfTestFailed, match="off by"):
         load_member_scorer(rewrite(bundle, tmp_path / "spoilt", spoil))
+
+
+def test_golden_tokens_beyond_the_vocabulary_are_refused(bundle: Bundle, tmp_path: Path) -> None:
+    def spoil(root: Path) -> None:
+        golden = json.loads((root / "golden.json").read_text())
+        golden[0]["token_ids"][1] = 999_999
+        (root / "golden.json").write_text(json.dumps(golden))
+
+    with pytest.raises(BundleCorrupt, match="beyond the backbone's 97"):
+        load_member_scorer(rewrite(bundle, tmp_path / "beyond", spoil))
+
+
+@pytest.mark.parametrize("content", ["{not json", "[]", '{"r": 4}'])
+def test_an_adapter_config_that_is_none_is_refused(bundle: Bundle, tmp_path: Path, content: str) -> None:
+    def spoil(root: Path) -> None:
+        (root / "members" / "m01" / "adapter_config.json").write_text(content)
+
+    with pytest.raises(BundleCorrupt, match=r"m01: adapter_config\.json"):
+        load_member_scorer(rewrite(bundle, tmp_path / "config", spoil))
 
 
 def test_swapped_members_fail_the_self_test(bundle: Bundle, tmp_path: Path) -> None:

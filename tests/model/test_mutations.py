@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from quorum_model import attention, narrowing
+from quorum_model import attention, narrowing, packing_trial
 from quorum_model import model as model_module
 from quorum_model.folded import FoldedLinear
 from quorum_model.model import EnsembleModel
@@ -77,7 +77,7 @@ def skip_packing_in_one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(attention, "_attend_row", leaky)
     monkeypatch.setattr(EnsembleModel, "_narrow_last_layer", lambda _self: None)
-    monkeypatch.setattr(model_module, "_PACKING_TOLERANCE", {torch.float32: float("inf")})
+    monkeypatch.setattr(packing_trial, "_PACKING_TOLERANCE", {torch.float32: float("inf")})
 
 
 def lose_the_causal_mask(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +87,7 @@ def lose_the_causal_mask(monkeypatch: pytest.MonkeyPatch) -> None:
         return rule(False, *rest)
 
     monkeypatch.setattr(attention, "AttentionRule", blind)
-    monkeypatch.setattr(model_module, "_PACKING_TOLERANCE", {torch.float32: float("inf")})
+    monkeypatch.setattr(packing_trial, "_PACKING_TOLERANCE", {torch.float32: float("inf")})
 
 
 def pool_a_neighbour(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,6 +142,6 @@ def test_a_defect_turns_the_oracle_red(
 def test_leaking_sequences_are_noticed_when_a_model_is_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Without the blindfold, the build-time trial sees the leak and falls back to exact unpadded batches."""
     skip_packing_in_one_layer(monkeypatch)
-    monkeypatch.setattr(model_module, "_PACKING_TOLERANCE", {torch.float32: 1e-3})
+    monkeypatch.setattr(packing_trial, "_PACKING_TOLERANCE", {torch.float32: 1e-3})
     with pytest.raises(AssertionError, match="unpadded"):
         check(BERT, torch.float32, tmp_path)

@@ -144,6 +144,9 @@ def test_length_and_specials_hold_for_every_cut(
         ({"prompt": " ", "response": "yes"}, "empty_text"),
         ({"text": "  "}, "empty_text"),
         ({"token_ids": []}, "empty_text"),
+        ({"token_ids": [1, 2]}, "empty_text"),
+        ({"prompt": "hello", "response": "[SEP]"}, "empty_text"),
+        ({"prompt": "hello", "response": "[PAD] " * 100}, "empty_text"),
         ({"token_ids": [10**6]}, "token_id_out_of_range"),
     ],
 )
@@ -188,4 +191,36 @@ def test_text_of_nothing_but_special_tokens_is_empty(text: str) -> None:
     tokenizer.backend_tokenizer.normalizer = BertNormalizer()  # drops control characters
     with pytest.raises(ItemRejected) as caught:
         encoder_of(tokenizer, is_causal=False).encode(ScoreItem(text=text))
+    assert caught.value.code == "empty_text"
+
+
+def test_a_response_that_begins_with_nothing_is_no_empty_one() -> None:
+    encoder = encoder_of(bert_like(), is_causal=False, max_length=2000)
+    assert encoder.encode(ScoreItem(prompt="hello", response="\u200b" * 300 + "fine")).ids
+    assert encoder.encode(ScoreItem(prompt="hello", response="zzz")).ids  # an unknown word is a word
+
+
+def test_closing_tokens_without_end_are_looked_at_once() -> None:
+    """Cutting them off one by one by slices would copy the rest each time: n closing tokens would cost n² steps."""
+
+    class Counting(list[int]):
+        read = 0
+
+        def __getitem__(self, place: object) -> object:
+            found = super().__getitem__(place)  # type: ignore[index]
+            Counting.read += len(found) if isinstance(found, list) else 1
+            return found
+
+    encoder = encoder_of(bert_like(), is_causal=False)
+    ids = Counting([1, 5, *[2] * 2000])
+    assert encoder._without_specials(ids) == [5]
+    assert Counting.read < 3 * len(ids)
+
+
+@pytest.mark.parametrize("response", ["\u200b\x07\ufeff", "\u00ad", "\x07 \x00"])
+def test_a_response_of_characters_that_the_tokenizer_drops_is_empty(response: str) -> None:
+    tokenizer = bert_like()
+    tokenizer.backend_tokenizer.normalizer = BertNormalizer()
+    with pytest.raises(ItemRejected, match="response has no tokens") as caught:
+        encoder_of(tokenizer, is_causal=False).encode(ScoreItem(prompt="hello", response=response))
     assert caught.value.code == "empty_text"

@@ -17,8 +17,8 @@ from quorum_client.types import ScoreItem, ScoreRequest
 from quorum_model.bundle.parts import body_folder, save_body
 from quorum_model.bundle.read import Bundle, read_bundle
 from quorum_model.errors import BackboneMismatch, BundleCorrupt, SelfTestFailed, Unsupported
+from quorum_model.loading import load_ensemble_model, load_member_scorer
 from quorum_model.local import LocalScorer
-from quorum_model.member_scorer import load_ensemble_model, load_member_scorer
 from quorum_model.singles import SinglesModel
 from tests.model.bundle.singles_bundle import fold_singles, make_singles_bundle, single_models
 from tests.model.bundle.small_bundle import forge

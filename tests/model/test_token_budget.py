@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from quorum_model.member_scorer import load_member_scorer
+from quorum_model.loading import load_member_scorer
 from quorum_model.token_budget import LARGEST, SMALLEST, choose_token_budget
 from tests.server.tiny_bundle import make_bert_bundle
 

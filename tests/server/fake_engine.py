@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ import numpy as np
 
 from quorum_model.bundle.read import read_bundle
 from quorum_server.engine.messages import Loaded, Scores, TokenIds
+from quorum_server.loading import load_ensemble
+from quorum_server.registry import Ensemble
 
 CRASH_ID = 5
 """A token id at which the fake scorer ends its process, as a segmentation fault would."""
@@ -28,6 +31,11 @@ NAN_ID = 7
 """A token id that makes the first member's score NaN."""
 HANG_ID = 8
 """A token id at which the fake scorer never returns."""
+
+OUT_OF_MEMORY_ID = 3
+"""A token id with which the fake scorer has memory for two sequences only."""
+DEVICE_ERROR_ID = 4
+"""A token id at which the fake scorer raises what torch does when a CUDA device is beyond use."""
 
 
 def fake_raw(sequences: Sequence[Sequence[int]], num_members: int) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -42,17 +50,26 @@ def fake_raw(sequences: Sequence[Sequence[int]], num_members: int) -> np.ndarray
 
 
 class FakeEngine:
-    """An engine of the test's own process, which records its passes and can be held or made to fail."""
+    """An engine of the test's own process, which records its passes and can be held or made to fail.
+
+    As the scheduler sees it, and as a supervisor does.
+    """
+
+    has_failed = False
 
     def __init__(self, num_members: int = 3) -> None:
         self.num_members = num_members
+        self.members: dict[str, int] = {}
         self.passes: list[list[list[int]]] = []
         self.versions: list[str] = []
         self.gate = asyncio.Event()
         self.gate.set()
         self.has_begun = asyncio.Event()
+        self.ended = asyncio.Event()
         self.error: Exception | None = None
         self.is_alive = False
+        self.is_ready = True
+        self.under_way = self.most_under_way = 0
 
     async def start(self) -> None:
         self.is_alive = True
@@ -60,26 +77,74 @@ class FakeEngine:
     async def stop(self) -> None:
         self.is_alive = False
 
+    def kill(self) -> None:
+        self.is_alive = False
+        self.ended.set()
+
+    async def wait_ended(self) -> None:
+        await self.ended.wait()
+
+    async def ping(self) -> None: ...
+
     async def load(self, path: Path, *, device: str, dtype: str, token_budget: int) -> Loaded:
         bundle = read_bundle(path)
         self.num_members = len(bundle.manifest.members)
+        self.members[bundle.version] = self.num_members
         return Loaded(0, bundle.version, self.num_members, "cpu", "float32", "packed")
+
+    async def unload(self, version: str) -> None:
+        self.members.pop(version, None)
 
     async def score(self, version: str, sequences: Sequence[TokenIds]) -> Scores:
         ids = [sequence.tolist() for sequence in sequences]
         self.passes.append(ids)
         self.versions.append(version)
         self.has_begun.set()
-        await self.gate.wait()
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        try:
+            await self.gate.wait()
+        finally:
+            self.under_way -= 1
         if self.error is not None:
             raise self.error
-        return Scores(0, fake_raw(ids, self.num_members), sum(map(len, ids)))
+        if any(RAISE_ID in sequence for sequence in ids):
+            raise ValueError("the fake engine was told to fail")
+        return Scores(0, fake_raw(ids, self.members.get(version, self.num_members)), sum(map(len, ids)))
+
+
+class FakePool:
+    """A pool of one engine that needs no supervision."""
+
+    def __init__(self) -> None:
+        self.engine = FakeEngine()
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.has_begun = asyncio.Event()
+        self.num_loads = 0
+
+    async def load(self, path: Path) -> Loaded:
+        self.num_loads += 1
+        self.has_begun.set()
+        await self.gate.wait()
+        return await self.engine.load(path, device="cpu", dtype="auto", token_budget=64)
+
+    async def unload(self, version: str) -> None:
+        await self.engine.unload(version)
+
+
+async def load_with_fake(path: Path, name: str = "tiny") -> Ensemble:
+    return await load_ensemble(name, str(path), read_bundle(path), FakePool())
 
 
 @dataclass
 class _RawScores:
     raw: np.ndarray[Any, np.dtype[np.float32]]
     computed_tokens: int
+
+
+class AcceleratorError(RuntimeError):
+    """By its name, torch's."""
 
 
 class FakeScorer:
@@ -100,6 +165,10 @@ class FakeScorer:
             threading.Event().wait()
         if RAISE_ID in ids:
             raise ValueError("the fake engine was told to fail")
+        if DEVICE_ERROR_ID in ids:
+            raise AcceleratorError("planted")
+        if OUT_OF_MEMORY_ID in ids and len(sequences) > 2:
+            raise MemoryError("planted")
         return _RawScores(fake_raw(sequences, self.num_members), sum(map(len, sequences)))
 
 
@@ -107,7 +176,11 @@ def load_fake_scorer(bundle: Any, *, device: str, dtype: str, token_budget: int)
     return FakeScorer(len(bundle.manifest.members))
 
 
-FAKE_LOADER = "tests.server.fake_engine:load_fake_scorer"
+def make_fake_loader() -> Any:
+    return load_fake_scorer
+
+
+FAKE_LOADER = "tests.server.fake_engine:make_fake_loader"
 
 
 def load_thread_counter(bundle: Any, *, device: str, dtype: str, token_budget: int) -> FakeScorer:
@@ -138,3 +211,28 @@ def load_logging_scorer(bundle: Any, *, device: str, dtype: str, token_budget: i
     logging.getLogger("quorum_model").info("planted info")
     logging.getLogger("quorum_model").warning("planted warning")
     return load_fake_scorer(bundle, device=device, dtype=dtype, token_budget=token_budget)
+
+
+def load_slowly(bundle: Any, *, device: str, dtype: str, token_budget: int) -> FakeScorer:
+    """A loader that waits, for a bundle of the name slow, until a file `go` lies beside it."""
+    if bundle.manifest.name == "slow":
+        (bundle.path.parent / "waits").touch()
+    while bundle.manifest.name == "slow" and not (bundle.path.parent / "go").exists():
+        time.sleep(0.01)
+    return load_fake_scorer(bundle, device=device, dtype=dtype, token_budget=token_budget)
+
+
+def make_load_thread_counter() -> Any:
+    return load_thread_counter
+
+
+def make_load_unreadable_scorer() -> Any:
+    return load_unreadable_scorer
+
+
+def make_load_logging_scorer() -> Any:
+    return load_logging_scorer
+
+
+def make_load_slowly() -> Any:
+    return load_slowly

@@ -122,20 +122,20 @@ def make_fake_bundle(target: Path, num_members: int = 3, **changes: Any) -> Bund
     return write_bundle(target, _manifest(members, "0" * 64, **changes), write_files)
 
 
-def make_bert_bundle(target: Path, num_members: int = 3) -> Bundle:
-    """A real `lora` bundle on a tiny random BERT, its members far apart."""
-    return _make_lora_bundle(target, ARCHITECTURES[0], num_members)
+def make_bert_bundle(target: Path, num_members: int = 3, *, seed: int = 10, **changes: Any) -> Bundle:
+    """A real `lora` bundle on a tiny random BERT, its members far apart; one backbone whatever the seed."""
+    return _make_lora_bundle(target, ARCHITECTURES[0], num_members, seed, **changes)
 
 
 def make_llama_bundle(target: Path, num_members: int = 3) -> Bundle:
     """The same on a tiny random Llama, which shares prefixes."""
-    return _make_lora_bundle(target, next(a for a in ARCHITECTURES if a.name == "llama"), num_members)
+    return _make_lora_bundle(target, next(a for a in ARCHITECTURES if a.name == "llama"), num_members, 10)
 
 
-def _make_lora_bundle(target: Path, architecture: Architecture, num_members: int) -> Bundle:
+def _make_lora_bundle(target: Path, architecture: Architecture, num_members: int, seed: int, **changes: Any) -> Bundle:
     pooling = architecture.pooling
     backbone = make_backbone(architecture)
-    states = [random_member(backbone, rank=2 + k, seed=10 + k) for k in range(num_members)]
+    states = [random_member(backbone, rank=2 + k, seed=seed + k) for k in range(num_members)]
     model = EnsembleModel(backbone, [state.lora for state in states], [state.head for state in states], pooling).eval()
     members = [
         MemberEntry(
@@ -166,5 +166,5 @@ def _make_lora_bundle(target: Path, architecture: Architecture, num_members: int
 
     weights_folder = target.with_name(f"{target.name}-weights")
     make_model(architecture).save_pretrained(str(weights_folder))
-    manifest = _manifest(members, hash_weights(weights_folder), kind="lora", pooling=pooling)
+    manifest = _manifest(members, hash_weights(weights_folder), kind="lora", pooling=pooling, **changes)
     return write_bundle(target, manifest, write_files)

@@ -21,8 +21,8 @@ from quorum_client.errors import InvalidRequest
 from quorum_client.types import CompareRequest, ScoreItem, ScoreRequest
 from quorum_model.bundle.read import Bundle, read_bundle
 from quorum_model.errors import BundleError, CalibrationFailed, SelfTestFailed, Unsupported
+from quorum_model.loading import load_member_scorer
 from quorum_model.local import LocalScorer
-from quorum_model.member_scorer import load_member_scorer
 from quorum_trainer.data import DataError
 from quorum_trainer.merge import load_pairs, merge, merge_bundle
 from tests.model.bundle.singles_bundle import make_singles_bundle

@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from quorum_model.bundle.read import Bundle
-from quorum_model.member_scorer import choose_device
+from quorum_model.loading import choose_device
 from quorum_trainer.config import ConfigError, TrainConfig, read_config
 from quorum_trainer.export import export_bundle
 from quorum_trainer.measure import Measured, measure

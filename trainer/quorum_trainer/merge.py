@@ -27,7 +27,7 @@ from quorum_model.bundle.manifest import Manifest, MemberCalibration, MemberEntr
 from quorum_model.bundle.read import Bundle, read_bundle, resolve_bundle
 from quorum_model.bundle.write import write_bundle
 from quorum_model.errors import BundleError, Unsupported
-from quorum_model.member_scorer import choose_device, load_shared_backbone, read_member_adapters
+from quorum_model.loading import choose_device, load_shared_backbone, read_member_adapters
 from quorum_model.merge import MergedMember, merge_members, projection_of
 from quorum_model.model import EnsembleModel
 from quorum_model.prompts import load_prompt_encoder

@@ -136,6 +136,8 @@ def score(  # noqa: PLR0913 - the options of a command are its interface
     with _file_errors(), open_lines(source, "rb") as stream:
         lines = read_lines(stream)
         resumed = resume(target, lines, by_prompt=by_prompt) if target and not overwrite else Resumed(target, lines)
+        given = {"mode": mode, "beta": beta, "ensemble": ensemble, "center": center, **asked_for}
+        resumed.check_asked({name: value for name, value in given.items() if value is not None})
         scorer = _bundle_scorer(bundle, dtype, options) if bundle else _url_scorer(url, deadline, options)
         with (
             scorer as (ask, num_in_flight),

@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -63,6 +63,24 @@ class Resumed:
     num_kept: int = 0
     last_scores: dict[str, object] | None = None
     is_torn: bool = False
+
+    def check_asked(self, asked: Mapping[str, object]) -> None:
+        """Refuse options that the lines in the file were not scored with, even where nothing is left to score.
+
+        Args:
+            asked: options that were given; those left to the bundle are not in it. ensemble: name or name@version.
+
+        Raises:
+            CannotResume: names the first option that differs.
+        """
+        before = self.last_scores or {}
+        for name, wanted in asked.items():
+            was = before.get(name)
+            if isinstance(was, dict):  # the ensemble
+                version = f"{was['name']}@{was['version']}"
+                was = version if "@" in str(wanted) else was["name"]
+            if was is not None and was != wanted:
+                raise CannotResume(self.path, f"was scored with {name} {was}, and this run would use {wanted}")
 
     def check(self, parts: Sequence[ScoredPart]) -> None:
         """Refuse to mix two ways of scoring in one file.

@@ -1,6 +1,6 @@
 """The answers of `quorum score`: one batch's results, with where they come from, whether or not it could be scored.
 
-    items  --score_parts (one request, or one an item where it was refused)-->  [ScoredPart]  --Origin.check-->  same
+    items  --score_parts (one request, or one an item where refused)-->  [ScoredPart]  --OriginWatch.check-->  same
 
 A server refuses a request in which no item can be scored. Here that is no failure: every item gets its own error, so
 that the result does not depend on how lines fall into batches. Knows no lines and no files.

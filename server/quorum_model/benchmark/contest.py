@@ -23,7 +23,8 @@ from quorum_model.benchmark.random_ensemble import BenchKind, Layers, RandomEnse
 from quorum_model.benchmark.vllm_peer import VllmPeer
 from quorum_model.bundle.read import Bundle
 from quorum_model.errors import PeerFailed
-from quorum_model.member_scorer import DTYPES, MemberScorer, load_member_scorer
+from quorum_model.loading import DTYPES, load_member_scorer
+from quorum_model.member_scorer import MemberScorer
 
 Scores = NDArray[np.float32]
 Run = Callable[[], Scores]

@@ -23,7 +23,7 @@ from quorum_model.benchmark.workload import encode_dialogues, read_dialogues
 from quorum_model.bundle.read import Bundle, read_bundle, resolve_bundle
 from quorum_model.calibration import FloatArray, normalize
 from quorum_model.errors import SelfTestFailed, Unsupported
-from quorum_model.member_scorer import choose_device, choose_dtype, load_member_scorer
+from quorum_model.loading import choose_device, choose_dtype, load_member_scorer
 from quorum_model.prompts import load_prompt_encoder
 
 console = Console(stderr=True)

@@ -25,7 +25,8 @@ from quorum_model.benchmark.random_backbone import LlamaShape
 from quorum_model.benchmark.random_ensemble import draw_ensemble
 from quorum_model.benchmark.score import BenchDtype, choose_bench_dtype
 from quorum_model.benchmark.turns import Prepare, take_turns
-from quorum_model.member_scorer import MemberScorer, choose_device, load_member_scorer
+from quorum_model.loading import choose_device, load_member_scorer
+from quorum_model.member_scorer import MemberScorer
 
 console = Console(stderr=True)
 

@@ -30,7 +30,7 @@ from quorum_model.benchmark.sweep import Sweep, check_plotting, plot_sweep, run_
 from quorum_model.benchmark.turns import Prepare, take_turns
 from quorum_model.benchmark.workload import draw_sequences, encode_dialogues, plain_encoder, read_dialogues
 from quorum_model.errors import Unsupported
-from quorum_model.member_scorer import DTYPES, choose_device
+from quorum_model.loading import DTYPES, choose_device
 from quorum_model.sources import vocabulary_size
 
 console = Console(stderr=True)

@@ -58,13 +58,23 @@ class MetricTable:
     rows: list[list[str]]
 
 
-def metric_tables(metrics: dict[str, Any]) -> list[MetricTable]:
-    """A manifest's metrics as tables: one row a group where a metric is a dict of dicts, else one row a value."""
+def metric_tables(metrics: dict[str, Any], *, lists: bool = True) -> list[MetricTable]:
+    """A manifest's metrics as tables: one row a group where a metric is a dict of dicts, else one row a value.
+
+    Args:
+        metrics: of the manifest.
+        lists: whether columns of lists (a figure a member) are shown; they are wide.
+    """
     tables = []
     single: list[list[str]] = []
     for name, value in metrics.items():
         if isinstance(value, dict) and value and all(isinstance(group, dict) for group in value.values()):
-            columns = list(dict.fromkeys(column for group in value.values() for column in group))
+            columns = [
+                column
+                for column in dict.fromkeys(column for group in value.values() for column in group)
+                if lists or not any(isinstance(group.get(column), list) for group in value.values())
+            ]
+            columns.sort(key=lambda column: not column.startswith("num_"))  # counts first
             rows = [[key, *(_show(group.get(column)) for column in columns)] for key, group in value.items()]
             tables.append(MetricTable(name, ["", *columns], rows))
         elif isinstance(value, dict):
@@ -172,6 +182,8 @@ def _show(value: Any) -> str:
         return f"{value:.4f}"
     if isinstance(value, list):
         return ", ".join(_show(inner) for inner in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_show(inner)}" for key, inner in value.items()) or "none"
     return "" if value is None else str(value)
 
 

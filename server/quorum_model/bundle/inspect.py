@@ -58,8 +58,8 @@ def print_summary(bundle: Bundle, console: Console) -> None:
             ["data", "pairs", "licence"],
             [[data.name, str(data.num_pairs), data.licence or "not stated"] for data in manifest.training_data],
         )
-    for table in metric_tables(manifest.metrics):
-        _print(console, table.title, table.header, table.rows)
+    for table in metric_tables(manifest.metrics, lists=False):
+        _print(console, table.title, [name.replace("_", " ") for name in table.header], table.rows)
     sizes = {name: (bundle.path / name).stat().st_size for name in manifest.files}
     rows = [[name, f"{size:,}"] for name, size in sizes.items()]
     _print(console, "files", ["file", "bytes"], [*rows, ["all", f"{sum(sizes.values()):,}"]])

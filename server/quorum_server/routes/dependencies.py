@@ -10,6 +10,7 @@ from typing import Annotated
 from fastapi import Depends, Header, Request
 
 from quorum_server.deadline import TIMEOUT_HEADER, deadline_of
+from quorum_server.reconciler import Reconciler
 from quorum_server.registry import Registry
 from quorum_server.runtime import Runtime
 from quorum_server.service import Call, ScoringService
@@ -29,12 +30,27 @@ def _get_service(runtime: RuntimeDep) -> ScoringService:
     Raises:
         NotReady: there is none.
     """
+    runtime.admission.check_open()
     runtime.check_ready()
     return runtime.service
 
 
 def _get_registry(runtime: RuntimeDep) -> Registry:
     return runtime.registry
+
+
+def _get_reconciler(runtime: RuntimeDep) -> Reconciler:
+    return runtime.reconciler
+
+
+def _get_open_reconciler(runtime: RuntimeDep) -> Reconciler:
+    """The reconciler, for a change.
+
+    Raises:
+        NotReady: the server is ending.
+    """
+    runtime.admission.check_open()
+    return runtime.reconciler
 
 
 def _get_call(
@@ -49,4 +65,6 @@ def _get_call(
 
 ServiceDep = Annotated[ScoringService, Depends(_get_service)]
 RegistryDep = Annotated[Registry, Depends(_get_registry)]
+ReconcilerDep = Annotated[Reconciler, Depends(_get_reconciler)]
+OpenReconcilerDep = Annotated[Reconciler, Depends(_get_open_reconciler)]
 CallDep = Annotated[Call, Depends(_get_call)]

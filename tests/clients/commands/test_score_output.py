@@ -273,3 +273,21 @@ def test_what_was_asked_for_belongs_to_the_origin(path: Path) -> None:
     for other in ({"normalize": False, "truncate": None}, {"normalize": True, "truncate": "left"}):
         with pytest.raises(CannotResume, match="was scored with"):
             resumed.check(score(lines[2:], **other))
+
+
+@pytest.mark.parametrize(
+    ("asked", "option"),
+    [({"mode": "lcb"}, "mode"), ({"center": "group"}, "center"), ({"ensemble": "other"}, "ensemble"),
+     ({"ensemble": "default@000000000000"}, "ensemble"), ({"dtype": "bfloat16"}, "dtype")],
+)  # fmt: skip
+def test_another_way_of_scoring_is_refused_though_nothing_is_left_to_score(
+    path: Path, asked: dict[str, object], option: str
+) -> None:
+    lines = make_lines()
+    write(path, b"".join(scored_lines(lines, score(lines, dtype="auto"))))
+    resumed = resume(path, iter(make_lines()), by_prompt=False)
+    ensemble = resumed.last_scores["ensemble"]  # type: ignore[index]
+    resumed.check_asked({"mode": "mean", "center": "none", "ensemble": ensemble["name"], "dtype": "auto"})  # type: ignore[index]
+    with pytest.raises(CannotResume, match=f"was scored with {option}"):
+        resumed.check_asked(asked)
+    assert next(resumed.rest, None) is None

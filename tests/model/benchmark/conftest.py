@@ -9,4 +9,4 @@ TOKEN_BUDGET = 256
 
 @pytest.fixture(autouse=True)
 def _fixed_token_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quorum_model.member_scorer.choose_token_budget", lambda _seconds_of: TOKEN_BUDGET)
+    monkeypatch.setattr("quorum_model.loading.choose_token_budget", lambda _seconds_of: TOKEN_BUDGET)

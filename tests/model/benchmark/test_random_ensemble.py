@@ -16,7 +16,7 @@ from quorum_model.benchmark.padded import PaddedPeft, plan_padded
 from quorum_model.benchmark.random_backbone import find_backbone
 from quorum_model.benchmark.random_ensemble import RandomEnsemble, draw_ensemble, load_whole_model
 from quorum_model.errors import Unsupported
-from quorum_model.member_scorer import load_member_scorer
+from quorum_model.loading import load_member_scorer
 from tests.model.benchmark.tiny_backbone import save_tiny_backbone
 from tests.reference.peft_oracle import peft_scores
 from tests.reference.tiny_models import random_sequences

@@ -18,7 +18,8 @@ from quorum_client.errors import QuorumError
 from quorum_model.bundle.read import Bundle, read_bundle, resolve_bundle
 from quorum_model.calibration import FloatArray, normalize
 from quorum_model.errors import ItemRejected
-from quorum_model.member_scorer import MemberScorer, load_member_scorer
+from quorum_model.loading import load_member_scorer
+from quorum_model.member_scorer import MemberScorer
 from quorum_model.prompts import PromptEncoder, load_prompt_encoder
 from quorum_trainer.data import DataError
 from quorum_trainer.evaluation.rows import Row

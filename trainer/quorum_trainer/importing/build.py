@@ -26,7 +26,7 @@ from quorum_model.bundle.manifest import Manifest, MemberEntry
 from quorum_model.bundle.read import Bundle
 from quorum_model.bundle.write import write_bundle
 from quorum_model.errors import BundleError, Unsupported
-from quorum_model.member_scorer import load_member_scorer
+from quorum_model.loading import load_member_scorer
 from quorum_model.packing import Pooling
 from quorum_model.prompts import EncodedItem, PromptEncoder
 from quorum_trainer.data import DataError, encode_pairs, hash_file, read_pairs
