@@ -3,7 +3,7 @@
     text | input_ids | conv  -->  embedding: the score, alone, without an activation
 
 verl's built-in reward loop asks SGLang under /v1/embeddings and reads `data[-1].embedding[-1]`.
-Matches SGLang 0.5 (python/sglang/srt/entrypoints/http_server.py and openai/); see tests/contract/fixtures/sglang.json.
+Matches SGLang as of 2026-08 (python/sglang/srt/entrypoints); see tests/contract/fixtures/sglang.json.
 """
 
 from __future__ import annotations
@@ -74,7 +74,6 @@ class MetaInfo(BaseModel):
     """prompt_tokens: of this text. weight_version: the ensemble's."""
 
     id: str
-    finish_reason: None = None
     prompt_tokens: int
     weight_version: str
 

@@ -3,7 +3,7 @@
     inputs | query, texts  -->  scores through the logistic function, or, with raw_scores, as they are
 
 Errors are TEI's too: `{"error", "error_type"}`.
-Matches TEI 1.8 (router/src/http); see tests/contract/fixtures/tei.json.
+Matches TEI as of 2026-08 (router/src/http); see tests/contract/fixtures/tei.json.
 """
 
 from __future__ import annotations
