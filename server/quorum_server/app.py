@@ -10,11 +10,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from fastapi import FastAPI
 
 from quorum_server.engine.process import EngineProcess
-from quorum_server.errors import add_error_handlers
+from quorum_server.errors import ERROR_RESPONSES, add_error_handlers
+from quorum_server.events import Observer
+from quorum_server.guard import KeyGuard
+from quorum_server.keys import load_keys, right_needed
 from quorum_server.limits import Limits
 from quorum_server.middleware import RequestContext
 from quorum_server.routes import compare, ensembles, health, rank, score
@@ -28,7 +32,12 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     Args:
         settings: see `Settings`.
         engine: the engine to use; one in a child process by default.
+
+    Raises:
+        InvalidKeys: the API keys cannot be used.
     """
+    listed = None if settings.api_keys is None else settings.api_keys.get_secret_value()
+    keys = load_keys(listed, settings.api_keys_file)
     engine = engine or EngineProcess(num_threads=settings.engine_threads, log_level=settings.log_level)
     app = FastAPI(
         title="Quorum",
@@ -38,11 +47,26 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     )
     app.state.runtime = Runtime(settings, engine)
     app.state.limits = Limits(settings.max_body_bytes, settings.max_items)
-    app.add_middleware(RequestContext)
+    app.state.needs_key = bool(keys)
+    app.add_middleware(KeyGuard, keys=keys, observer=Observer())
+    app.add_middleware(RequestContext)  # added last, so outermost
     add_error_handlers(app)
-    for module in (score, rank, compare, ensembles, health):
-        app.include_router(module.router)
+    app.include_router(health.router)
+    for module in (score, rank, compare, ensembles):
+        app.include_router(module.router, responses={status: ERROR_RESPONSES[status] for status in (401, 403)})
+    if keys:
+        _document_keys(app.openapi())
     return app
+
+
+def _document_keys(openapi: dict[str, Any]) -> None:
+    """Say in the OpenAPI document, which FastAPI keeps once it is made, where keys go and what needs none."""
+    openapi["components"]["securitySchemes"] = {name: {"type": "http", "scheme": name} for name in ("bearer", "basic")}
+    openapi["security"] = [{"bearer": []}, {"basic": []}]
+    for path, operations in openapi["paths"].items():
+        for method, operation in operations.items():
+            if right_needed(method.upper(), path) is None:
+                operation["security"] = []
 
 
 @asynccontextmanager

@@ -8,15 +8,21 @@ Knows nothing of scoring.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
+import os
+import shlex
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import uvicorn
+from fastapi import FastAPI
+from huggingface_hub import constants as hub_constants
 from pydantic import ValidationError
 
 from quorum_client.errors import QuorumError
@@ -38,7 +44,8 @@ EXAMPLE = {
 """What the printed curl line scores."""
 
 
-def serve(
+def serve(  # noqa: PLR0913 - the options of a command are its interface
+    *,
     bundle: Annotated[str | None, typer.Option(help="A folder, a hub id, or default.", show_default="default")] = None,
     host: Annotated[str | None, typer.Option(show_default="127.0.0.1")] = None,
     port: Annotated[int | None, typer.Option(help="0 takes a free one.", show_default="8000")] = None,
@@ -48,6 +55,16 @@ def serve(
         int | None, typer.Option(help="Most tokens in one pass of the engine.", show_default="8192")
     ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning, error.", show_default="info")] = None,
+    api_keys_file: Annotated[Path | None, typer.Option(help="API keys, one a line: score:KEY or admin:KEY.")] = None,
+    allow_anonymous: Annotated[
+        bool | None, typer.Option("--allow-anonymous", help="Listen beyond this machine without API keys.")
+    ] = None,
+    bundle_roots: Annotated[
+        list[Path] | None,
+        typer.Option("--bundle-root", help="A folder that requests may load bundles from; repeatable."),
+    ] = None,
+    ssl_certfile: Annotated[Path | None, typer.Option(help="Certificate chain in PEM: HTTPS only.")] = None,
+    ssl_keyfile: Annotated[Path | None, typer.Option(help="Its private key in PEM.")] = None,
 ) -> None:
     """Serve an ensemble over HTTP.
 
@@ -62,6 +79,11 @@ def serve(
         "dtype": dtype,
         "token_budget": token_budget,
         "log_level": log_level,
+        "api_keys_file": api_keys_file,
+        "allow_anonymous": allow_anonymous,
+        "bundle_roots": bundle_roots or None,
+        "ssl_certfile": ssl_certfile,
+        "ssl_keyfile": ssl_keyfile,
     }
     try:
         given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
@@ -83,17 +105,54 @@ def run(settings: Settings, engine: Engine | None = None) -> int:
         engine: see `create_app`.
 
     Returns:
-        The exit status: 0 after a signal, 1 where the address is taken or the ensemble cannot be loaded.
+        The exit status: 0 after a signal, 1 where the address is taken or must not be taken, where keys, certificate
+        or ensemble cannot be loaded.
     """
+    _forbid_telemetry()
+    try:
+        app = create_app(settings, engine)
+    except QuorumError as error:
+        return _fail(f"{error.code}: {error.message}")
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,  # see the middleware's
+        timeout_graceful_shutdown=settings.shutdown_grace_s,
+        ssl_certfile=settings.ssl_certfile,
+        ssl_keyfile=settings.ssl_keyfile,
+    )
+    try:
+        config.load()
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        return _fail(f"cannot use the certificate: {error}")
     try:
         listener = _listen(settings.host, settings.port)
     except OSError as error:
-        print(f"error: cannot listen on {settings.host}:{settings.port}: {error.strerror}", file=sys.stderr)
-        return 1
-    app = create_app(settings, engine)
-    config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=settings.shutdown_grace_s)
+        return _fail(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}")
+    if not (app.state.needs_key or settings.allow_anonymous or _is_loopback(listener)):
+        listener.close()
+        return _fail(
+            f"whoever reaches {settings.host} could use this server: give --api-keys-file FILE, "
+            "or --allow-anonymous where the network is closed to others"
+        )
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        return runner.run(_serve(uvicorn.Server(config), app.state.runtime, listener))
+        return runner.run(_serve(uvicorn.Server(config), app.state.runtime, listener, _curl_options(app, settings)))
+
+
+def _fail(reason: str) -> int:
+    print(f"error: {reason}", file=sys.stderr, flush=True)
+    return 1
+
+
+def _forbid_telemetry() -> None:
+    """Switch off what libraries would tell their makers, here and in the engine's process."""
+    os.environ.update(DO_NOT_TRACK="1", HF_HUB_DISABLE_TELEMETRY="1", GRADIO_ANALYTICS_ENABLED="False")
+    hub_constants.HF_HUB_DISABLE_TELEMETRY = True  # it read the environment when it was imported
+
+
+def _is_loopback(listener: socket.socket) -> bool:
+    """Whether only this machine reaches it; asked of the address that a name like localhost came to."""
+    return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -105,7 +164,7 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def _serve(server: uvicorn.Server, runtime: Runtime, listener: socket.socket) -> int:
+async def _serve(server: uvicorn.Server, runtime: Runtime, listener: socket.socket, curl_options: list[str]) -> int:
     # uvicorn raises the signal that ended it once more under the handlers it found. Under Python's own, a SIGTERM
     # would then kill this process, after an orderly shutdown, with a status that is not 0.
     restore = _handle_signals(lambda: setattr(server, "should_exit", True))
@@ -115,7 +174,8 @@ async def _serve(server: uvicorn.Server, runtime: Runtime, listener: socket.sock
     try:
         await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
-            print(welcome(loading.result(), address[0], address[1]), flush=True)
+            scheme = "https" if server.config.is_ssl else "http"
+            print(welcome(loading.result(), address[0], address[1], scheme, curl_options), flush=True)
         await serving
     except QuorumError as error:
         print(f"error: {error.code}: {error.message}", file=sys.stderr, flush=True)
@@ -139,15 +199,25 @@ def _handle_signals(stop: Callable[[], None]) -> Callable[[], None]:
     return restore
 
 
-def welcome(ensemble: Ensemble, host: str, port: int) -> str:
+def _curl_options(app: FastAPI, settings: Settings) -> list[str]:
+    """What curl needs to come in: never a key itself, but the variable that the client reads it from too."""
+    options = []
+    if settings.ssl_certfile is not None:
+        options.append(f"--cacert {shlex.quote(str(settings.ssl_certfile))}")
+    if app.state.needs_key:
+        options.append('-H "Authorization: Bearer $QUORUM_API_KEY"')
+    return options
+
+
+def welcome(ensemble: Ensemble, host: str, port: int, scheme: str = "http", curl_options: Sequence[str] = ()) -> str:
     """What a ready server prints: its address, and a curl line that works as it stands."""
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared with, not bound to
-    url = f"http://{f'[{reachable}]' if ':' in reachable else reachable}:{port}"
+    url = f"{scheme}://{f'[{reachable}]' if ':' in reachable else reachable}:{port}"
     loaded = ensemble.loaded
     return (
         f"Quorum serves '{ensemble.name}' (version {ensemble.version}, {ensemble.manifest.kind}, "
         f"{loaded.num_members} members, {loaded.dtype} on {loaded.device}, {loaded.attention}) at {url}\n"
         f"Documentation: {url}/docs\n"
         f"Try it:\n"
-        f"curl -s {url}/score -d '{json.dumps(EXAMPLE)}'"
+        f"{' '.join(['curl -s', *curl_options])} {url}/score -d '{json.dumps(EXAMPLE)}'"
     )

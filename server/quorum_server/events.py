@@ -13,8 +13,10 @@ from typing import Literal
 from quorum_client.types import CompareListResponse, CompareResponse, RankResponse, ScoreResponse
 from quorum_model.scoring import ScoringContext
 
-Rejection = Literal["queue_tokens", "queue_bytes", "too_large", "draining", "deadline", "disconnected"]
-"""Why a scoring request got no scores although nothing was wrong with it but its size or its time."""
+Rejection = Literal[
+    "queue_tokens", "queue_bytes", "too_large", "draining", "deadline", "disconnected", "unauthorized", "forbidden"
+]
+"""Why a request was turned away although nothing was wrong with it but its size, its time or its key."""
 
 RestartReason = Literal["died", "hung"]
 

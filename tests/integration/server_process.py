@@ -36,10 +36,11 @@ sys.exit(run(Settings(bundle=sys.argv[2], port=int(sys.argv[4])), EngineProcess(
 
 @dataclass
 class ServerProcess:
-    """A running server. welcome: what it printed when it was ready."""
+    """A running server. welcome: what it printed when it was ready. errors: where its standard error goes."""
 
     process: subprocess.Popen[str]
     welcome: str
+    errors: IO[str]
 
     @property
     def curl(self) -> str:
@@ -47,7 +48,14 @@ class ServerProcess:
 
     @property
     def url(self) -> str:
-        return self.curl.split()[2].removesuffix("/score")
+        (address,) = [word for word in self.curl.split() if word.startswith("http")]
+        return address.removesuffix("/score")
+
+    @property
+    def log(self) -> str:
+        """What it has written to standard error so far."""
+        self.errors.seek(0)
+        return self.errors.read()
 
     @property
     def engine(self) -> psutil.Process:
@@ -68,11 +76,11 @@ def environment() -> dict[str, str]:
 
 
 def popen(
-    script: str, bundle: Path | str, port: int = 0, *, stderr: int | IO[str] = subprocess.PIPE
+    script: str, bundle: Path | str, port: int = 0, *, stderr: int | IO[str] = subprocess.PIPE, **variables: str
 ) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", script, "--bundle", str(bundle), "--port", str(port)],
-        env=environment(),
+        env=environment() | variables,
         stdout=subprocess.PIPE,
         stderr=stderr,
         start_new_session=True,  # so that a signal to its group does not reach the tests
@@ -81,10 +89,10 @@ def popen(
 
 
 @contextmanager
-def server(script: str, bundle: Path | str) -> Iterator[ServerProcess]:
-    """Start a server and wait until it is ready; leaves no process behind."""
+def server(script: str, bundle: Path | str, **variables: str) -> Iterator[ServerProcess]:
+    """Start a server, with these variables in its environment, and wait until it is ready; leaves no process behind."""
     with tempfile.TemporaryFile("w+") as errors:  # a pipe that nobody reads would hold the server up when it is full
-        process = popen(script, bundle, stderr=errors)
+        process = popen(script, bundle, stderr=errors, **variables)
         assert process.stdout is not None
         lines: list[str] = []
         try:
@@ -96,7 +104,7 @@ def server(script: str, bundle: Path | str) -> Iterator[ServerProcess]:
                 status = process.wait()
                 errors.seek(0)
                 raise AssertionError(f"the server ended with {status}: {errors.read()}")
-            yield ServerProcess(process, "".join(lines).strip())
+            yield ServerProcess(process, "".join(lines).strip(), errors)
         finally:
             end(process)
 
