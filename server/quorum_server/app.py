@@ -16,12 +16,12 @@ from fastapi import FastAPI
 
 from quorum_server.engine.process import EngineProcess
 from quorum_server.errors import ERROR_RESPONSES, add_error_handlers
-from quorum_server.events import Observer
 from quorum_server.guard import KeyGuard
 from quorum_server.keys import load_keys, right_needed
 from quorum_server.limits import Limits
+from quorum_server.metrics import Metrics
 from quorum_server.middleware import RequestContext
-from quorum_server.routes import compare, ensembles, health, rank, score
+from quorum_server.routes import compare, ensembles, health, metrics, rank, score
 from quorum_server.runtime import Engine, Runtime
 from quorum_server.settings import Settings
 
@@ -45,14 +45,16 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         version=_distribution_version(),
         lifespan=_lifespan,
     )
-    app.state.runtime = Runtime(settings, engine)
+    app.state.metrics = watcher = Metrics()
+    app.state.runtime = runtime = Runtime(settings, engine, watcher)
+    watcher.watch(lambda: runtime.queued_tokens, runtime.registry.list)
     app.state.limits = Limits(settings.max_body_bytes, settings.max_items)
     app.state.needs_key = bool(keys)
-    app.add_middleware(KeyGuard, keys=keys, observer=Observer())
-    app.add_middleware(RequestContext)  # added last, so outermost
+    app.add_middleware(KeyGuard, keys=keys, observer=watcher)
+    app.add_middleware(RequestContext, metrics=watcher)  # added last, so outermost
     add_error_handlers(app)
     app.include_router(health.router)
-    for module in (score, rank, compare, ensembles):
+    for module in (score, rank, compare, ensembles, metrics):
         app.include_router(module.router, responses={status: ERROR_RESPONSES[status] for status in (401, 403)})
     if keys:
         _document_keys(app.openapi())

@@ -1,6 +1,6 @@
-"""The outermost layer of every request: its id, its time of arrival, its log line, and the net under exceptions.
+"""The outermost layer of every request: its id, its time of arrival, and, at its end, its log line and its count.
 
-    request  --id, arrival, record-->  routes  --x-request-id, log line-->  response
+    request  --id, arrival, record-->  routes  --x-request-id-->  response, log line, metrics
 
 Plain ASGI, so that neither bodies nor disconnects are buffered on the way. Knows nothing of routes.
 """
@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from quorum_client.errors import InternalError
 from quorum_server.errors import error_response
+from quorum_server.metrics import RUN_HEADER, Metrics
 from quorum_server.request_record import RequestRecord, start_record
 
 access_log = logging.getLogger("quorum_server.access")
@@ -32,19 +33,24 @@ _FREQUENT = frozenset({"/healthz", "/readyz", "/metrics"})
 class RequestContext:
     """Gives each request `state.request_id` and `state.arrived_s` (event loop's clock) and echoes the id.
 
-    The id is the client's where it is up to 128 printable ASCII characters, else a new one.
+    The id is the client's where it is up to 128 printable ASCII characters, else a new one. An unexpected exception of
+    the routes becomes a 500 here.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
-        record = RequestRecord(given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex)
+        headers = Headers(scope=scope)
+        given = headers.get(REQUEST_ID_HEADER, "")
+        record = RequestRecord(
+            given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex, run_header=headers.get(RUN_HEADER, "")
+        )
         start_record(record)
         loop = asyncio.get_running_loop()
         arrived_s = loop.time()
@@ -67,12 +73,16 @@ class RequestContext:
             internal.__cause__ = error
             await error_response(internal, record.request_id)(scope, receive, send_with_id)
         finally:
-            _log(scope, record, _CLIENT_CLOSED_REQUEST if status is None else status, loop.time() - arrived_s)
+            self._end(scope, record, _CLIENT_CLOSED_REQUEST if status is None else status, loop.time() - arrived_s)
+
+    def _end(self, scope: Scope, record: RequestRecord, status: int, elapsed_s: float) -> None:
+        # The route's template, not the path: what a client makes up stays out of logs and labels.
+        route: str = getattr(scope.get("route"), "path", "")
+        self._metrics.finished(record, route=route, method=scope["method"], status=status, elapsed_s=elapsed_s)
+        _log(scope["method"], route, record, status, elapsed_s)
 
 
-def _log(scope: Scope, record: RequestRecord, status: int, elapsed_s: float) -> None:
-    # The route's template, not the path: what a client makes up stays out of the log.
-    route = getattr(scope.get("route"), "path", "")
+def _log(method: str, route: str, record: RequestRecord, status: int, elapsed_s: float) -> None:
     level = logging.DEBUG if route in _FREQUENT and status < 400 else logging.INFO
     if not access_log.isEnabledFor(level):
         return
@@ -88,7 +98,7 @@ def _log(scope: Scope, record: RequestRecord, status: int, elapsed_s: float) -> 
         level,
         "request",
         extra={
-            "method": scope["method"],
+            "method": method,
             "route": route,
             "status": status,
             "ms": round(elapsed_s * 1000, 3),

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class RequestRecord:
-    """One request. run: its label in the metrics. error: code of the error that it was answered with.
+    """One request. error: code of the error that it was answered with.
 
+    run_header, run: what it said that it belongs to, and the label that the metrics made of it when it was answered.
     ensemble, version, num_items, num_tokens: of the answer, once there is one; tokens as submitted.
     """
 
     request_id: str
+    run_header: str = ""
     run: str = ""
     error: str = ""
     ensemble: str = ""

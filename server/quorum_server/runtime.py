@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from quorum_client.errors import InternalError, NotReady, QuorumError
+from quorum_server.events import Observer
 from quorum_server.registry import Ensemble, LoadingEngine, Registry, load_ensemble
 from quorum_server.scheduler import Scheduler, ScoringEngine
 from quorum_server.service import ScoringService
@@ -42,14 +43,18 @@ class Runtime:
     Args:
         settings: what to load, where, and how much to queue.
         engine: not started yet.
+        observer: is told of what happens.
     """
 
-    def __init__(self, settings: Settings, engine: Engine) -> None:
+    def __init__(self, settings: Settings, engine: Engine, observer: Observer | None = None) -> None:
         self._settings = settings
         self._engine = engine
         self._threads = ThreadPoolExecutor(settings.tokenizer_threads, thread_name_prefix="tokenizer")
         self._scheduler = Scheduler(
-            engine, token_budget=settings.token_budget, max_queued_tokens=settings.max_queued_tokens
+            engine,
+            token_budget=settings.token_budget,
+            max_queued_tokens=settings.max_queued_tokens,
+            observer=observer,
         )
         self._scheduling: asyncio.Task[None] | None = None
         self._loading: asyncio.Task[None] | None = None
@@ -57,8 +62,17 @@ class Runtime:
         self._failure: QuorumError | None = None
         self.registry = Registry()
         self.service = ScoringService(
-            self.registry, self._scheduler, self._threads, max_text_chars=settings.max_text_chars
+            self.registry,
+            self._scheduler,
+            self._threads,
+            max_text_chars=settings.max_text_chars,
+            observer=observer,
         )
+
+    @property
+    def queued_tokens(self) -> int:
+        """Tokens of all requests accepted and not yet answered."""
+        return self._scheduler.queued_tokens
 
     async def start(self) -> None:
         """Start the engine and, in the background, load the ensemble; see `wait_loaded` for what fails of it."""

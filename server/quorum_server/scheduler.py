@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from quorum_client.errors import InternalError, NotReady, Overloaded, QuorumError, RequestTooLarge
 from quorum_server.engine.messages import Scores, TokenIds
+from quorum_server.events import Observer, PassReport
 from quorum_server.packing import plan_pass
 
 _MAX_RETRY_AFTER_S = 60
@@ -49,6 +50,7 @@ class _Job:
     sequences: Sequence[TokenIds]
     lengths: list[int]
     future: asyncio.Future[JobScores]
+    queued_s: float
     num_sent: int = 0
     parts: list[NDArray[np.float32]] = field(default_factory=list)
     computed_tokens: int = 0
@@ -61,9 +63,13 @@ class Scheduler:
         engine: scores one pass at a time.
         token_budget: most tokens in one pass.
         max_queued_tokens: most tokens accepted and not yet answered.
+        observer: is told of passes and waiting times.
     """
 
-    def __init__(self, engine: ScoringEngine, *, token_budget: int, max_queued_tokens: int) -> None:
+    def __init__(
+        self, engine: ScoringEngine, *, token_budget: int, max_queued_tokens: int, observer: Observer | None = None
+    ) -> None:
+        self._observer = observer or Observer()
         self._engine = engine
         self._token_budget = token_budget
         self._max_queued_tokens = max_queued_tokens
@@ -108,7 +114,8 @@ class Scheduler:
             raise ValueError("a job needs at least one sequence, and each sequence a token")
         num_tokens = sum(lengths)
         self.check_room(num_tokens)
-        job = _Job(version, sequences, lengths, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        job = _Job(version, sequences, lengths, loop.create_future(), loop.time())
         self._jobs[id(job)] = job
         self._queued_tokens += num_tokens
         self._has_work.set()
@@ -144,7 +151,11 @@ class Scheduler:
             for job, _, _ in batch:
                 self._fail(job, _own_copy(error))
             return
-        self._measure(sum(map(len, sequences)), loop.time() - started_s)
+        elapsed_s, num_tokens = loop.time() - started_s, sum(map(len, sequences))
+        self._measure(num_tokens, elapsed_s)
+        self._observer.pass_finished(
+            PassReport(0, batch[0][0].version, len(sequences), num_tokens, scores.computed_tokens, elapsed_s)
+        )
         self._deliver(batch, scores)
 
     def _collect(self) -> list[tuple[_Job, int, int]]:
@@ -156,6 +167,8 @@ class Scheduler:
         batch = []
         for job, count in zip(jobs, counts, strict=False):
             batch.append((job, job.num_sent, job.num_sent + count))
+            if job.num_sent == 0:
+                self._observer.left_queue(asyncio.get_running_loop().time() - job.queued_s)
             job.num_sent += count
         return batch
 

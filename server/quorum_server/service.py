@@ -8,6 +8,7 @@ The event loop only waits. Knows nothing of HTTP; the deadline and the request i
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ from quorum_client.types import (
     ScoreResponse,
 )
 from quorum_model.scoring import (
-    Prepared,
+    PreparedComparisons,
+    PreparedRewards,
     ScoringContext,
     finish_compare,
     finish_rank,
@@ -36,6 +38,7 @@ from quorum_model.scoring import (
 )
 from quorum_server.deadline import keep_deadline
 from quorum_server.engine.messages import TokenIds
+from quorum_server.events import Observer
 from quorum_server.limits import check_text
 from quorum_server.registry import Registry
 from quorum_server.scheduler import Scheduler
@@ -60,13 +63,23 @@ class ScoringService:
         scheduler: the way to the engine.
         threads: runs tokenising and the arithmetic after the engine.
         max_text_chars: most characters to tokenise for one request.
+        observer: is told of what was answered.
     """
 
-    def __init__(self, registry: Registry, scheduler: Scheduler, threads: Executor, *, max_text_chars: int) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        scheduler: Scheduler,
+        threads: Executor,
+        *,
+        max_text_chars: int,
+        observer: Observer | None = None,
+    ) -> None:
         self._registry = registry
         self._scheduler = scheduler
         self._threads = threads
         self._max_text_chars = max_text_chars
+        self._observer = observer or Observer()
 
     async def score(self, request: ScoreRequest, call: Call) -> ScoreResponse:
         """POST /score."""
@@ -97,9 +110,11 @@ class ScoringService:
             ensemble = self._registry.get(request.ensemble)
             check_text(request, self._max_text_chars)
             self._scheduler.check_room()  # before the tokeniser's work, not only after
+            started_s = time.perf_counter()
             prepared, sequences = await self._in_thread(_tokenize, prepare, ensemble.context, request)
+            self._observer.tokenized(ensemble.name, time.perf_counter() - started_s)
             scores = await self._scheduler.submit(ensemble.version, sequences)
-            return await self._in_thread(
+            response: Any = await self._in_thread(
                 lambda: finish(
                     ensemble.context,
                     prepared,
@@ -108,6 +123,9 @@ class ScoringService:
                     response_id=call.request_id,
                 )
             )
+        self._observer.answered(ensemble.context, prepared, scores.raw, response)
+        answer: _Response = response
+        return answer
 
     async def _in_thread(self, function: Callable[..., _Response], *args: Any) -> _Response:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
@@ -115,6 +133,6 @@ class ScoringService:
 
 def _tokenize(
     prepare: Callable[[ScoringContext, _Request], Any], context: ScoringContext, request: _Request
-) -> tuple[Prepared, list[TokenIds]]:
-    prepared = prepare(context, request)
+) -> tuple[PreparedRewards | PreparedComparisons, list[TokenIds]]:
+    prepared: PreparedRewards | PreparedComparisons = prepare(context, request)
     return prepared, [np.array(ids, dtype=np.int32) for ids in prepared.sequences]
