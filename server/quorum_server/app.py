@@ -7,14 +7,16 @@ Knows nothing of processes' arguments, printing or signals; see `quorum_server.c
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import FastAPI
 
 from quorum_server.engine.process import EngineProcess
+from quorum_server.engine.supervised import Engine
 from quorum_server.errors import ERROR_RESPONSES, add_error_handlers
 from quorum_server.guard import KeyGuard
 from quorum_server.keys import load_keys, right_needed
@@ -22,23 +24,25 @@ from quorum_server.limits import Limits
 from quorum_server.metrics import Metrics
 from quorum_server.middleware import RequestContext
 from quorum_server.routes import compare, ensembles, health, metrics, rank, score
-from quorum_server.runtime import Engine, Runtime
+from quorum_server.runtime import Runtime
 from quorum_server.settings import Settings
 
 
-def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
-    """The service as an ASGI application; its lifespan starts and ends the engine.
+def create_app(settings: Settings, make_engine: Callable[[], Engine] | None = None) -> FastAPI:
+    """The service as an ASGI application; its lifespan starts and ends the engines.
 
     Args:
         settings: see `Settings`.
-        engine: the engine to use; one in a child process by default.
+        make_engine: gives a new engine, not started; by default one in a child process.
 
     Raises:
         InvalidKeys: the API keys cannot be used.
     """
     listed = None if settings.api_keys is None else settings.api_keys.get_secret_value()
     keys = load_keys(listed, settings.api_keys_file)
-    engine = engine or EngineProcess(num_threads=settings.engine_threads, log_level=settings.log_level)
+    make_engine = make_engine or partial(
+        EngineProcess, num_threads=settings.engine_threads, log_level=settings.log_level
+    )
     app = FastAPI(
         title="Quorum",
         summary="Reward-model ensembles as a service",
@@ -46,8 +50,8 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         lifespan=_lifespan,
     )
     app.state.metrics = watcher = Metrics()
-    app.state.runtime = runtime = Runtime(settings, engine, watcher)
-    watcher.watch(lambda: runtime.queued_tokens, runtime.registry.list)
+    app.state.runtime = runtime = Runtime(settings, make_engine, watcher)
+    watcher.watch(lambda: runtime.admission.held_tokens, runtime.registry.list)
     app.state.limits = Limits(settings.max_body_bytes, settings.max_items)
     app.state.needs_key = bool(keys)
     app.add_middleware(KeyGuard, keys=keys, observer=watcher)

@@ -23,6 +23,7 @@ from pydantic_core import from_json
 from starlette.requests import ClientDisconnect
 
 from quorum_client.errors import DeadlineExceeded, MalformedJSON, RequestTooLarge
+from quorum_server.admission import Admission
 from quorum_server.deadline import deadline_of, keep_deadline
 from quorum_server.errors import invalid_request
 from quorum_server.limits import Limits, check_items
@@ -46,10 +47,11 @@ class JsonRoute(APIRoute):
 
         async def read_then_handle(request: Request) -> Response:
             metrics: Metrics = request.app.state.metrics
-            with metrics.in_flight.track_inprogress():
+            admission: Admission = request.app.state.runtime.admission
+            with metrics.in_flight.track_inprogress(), admission.hold_bytes() as hold:
                 try:
                     async with keep_deadline(deadline_of(request)):
-                        value = await _read_value(request, model)
+                        value = await _read_value(request, model, hold)
                 except ClientDisconnect:
                     metrics.rejected("disconnected")
                     return Response(status_code=_CLIENT_CLOSED_REQUEST)  # nobody reads it
@@ -79,15 +81,15 @@ class _ParsedRequest(Request):
         return self._value
 
 
-async def _read_value(request: Request, model: type[BaseModel]) -> BaseModel:
+async def _read_value(request: Request, model: type[BaseModel], hold: Callable[[int], None]) -> BaseModel:
     limits: Limits = request.app.state.limits
-    body = await _read_body(request, limits.max_body_bytes)
+    body = await _read_body(request, limits.max_body_bytes, hold)
     if len(body) <= _INLINE_BYTES:
         return parse_body(body, model, limits.max_items)
     return await asyncio.to_thread(parse_body, body, model, limits.max_items)
 
 
-async def _read_body(request: Request, max_bytes: int) -> bytes:
+async def _read_body(request: Request, max_bytes: int, hold: Callable[[int], None]) -> bytes:
     """The body; refused by its declared length, or, where that is missing or wrong, as soon as it is too long."""
     declared = request.headers.get("content-length", "")
     too_large = RequestTooLarge(f"the body is larger than {max_bytes} bytes, the most that this server takes")
@@ -95,6 +97,7 @@ async def _read_body(request: Request, max_bytes: int) -> bytes:
         raise too_large
     chunks = bytearray()
     async for chunk in request.stream():
+        hold(len(chunk))
         chunks += chunk
         if len(chunks) > max_bytes:
             raise too_large

@@ -27,9 +27,10 @@ from pydantic import ValidationError
 
 from quorum_client.errors import QuorumError
 from quorum_server.app import create_app
+from quorum_server.engine.supervised import Engine
 from quorum_server.logs import configure_logging
 from quorum_server.registry import Ensemble
-from quorum_server.runtime import Engine, Runtime
+from quorum_server.runtime import Runtime
 from quorum_server.settings import Settings
 
 EXAMPLE = {
@@ -43,6 +44,9 @@ EXAMPLE = {
 }
 """What the printed curl line scores."""
 
+_CLOSE_S = 5
+"""After draining: for answers that are still being written to slow clients."""
+
 
 def serve(  # noqa: PLR0913 - the options of a command are its interface
     *,
@@ -53,6 +57,10 @@ def serve(  # noqa: PLR0913 - the options of a command are its interface
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float64.", show_default="auto")] = None,
     token_budget: Annotated[
         int | None, typer.Option(help="Most tokens in one pass of the engine.", show_default="8192")
+    ] = None,
+    devices: Annotated[str | None, typer.Option(help="Several, each with an engine of its own: cuda:0,cuda:1.")] = None,
+    drain_s: Annotated[
+        int | None, typer.Option(help="Seconds that requests may take to finish after SIGTERM.", show_default="30")
     ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning, error.", show_default="info")] = None,
     api_keys_file: Annotated[Path | None, typer.Option(help="API keys, one a line: score:KEY or admin:KEY.")] = None,
@@ -78,6 +86,8 @@ def serve(  # noqa: PLR0913 - the options of a command are its interface
         "device": device,
         "dtype": dtype,
         "token_budget": token_budget,
+        "devices": devices,
+        "drain_s": drain_s,
         "log_level": log_level,
         "api_keys_file": api_keys_file,
         "allow_anonymous": allow_anonymous,
@@ -97,12 +107,12 @@ def serve(  # noqa: PLR0913 - the options of a command are its interface
     raise typer.Exit(run(settings))
 
 
-def run(settings: Settings, engine: Engine | None = None) -> int:
+def run(settings: Settings, make_engine: Callable[[], Engine] | None = None) -> int:
     """Serve until SIGTERM or SIGINT.
 
     Args:
         settings: see `Settings`.
-        engine: see `create_app`.
+        make_engine: see `create_app`.
 
     Returns:
         The exit status: 0 after a signal, 1 where the address is taken or must not be taken, where keys, certificate
@@ -110,14 +120,14 @@ def run(settings: Settings, engine: Engine | None = None) -> int:
     """
     _forbid_telemetry()
     try:
-        app = create_app(settings, engine)
+        app = create_app(settings, make_engine)
     except QuorumError as error:
         return _fail(f"{error.code}: {error.message}")
     config = uvicorn.Config(
         app,
         log_config=None,
         access_log=False,  # see the middleware's
-        timeout_graceful_shutdown=settings.shutdown_grace_s,
+        timeout_graceful_shutdown=_CLOSE_S,
         ssl_certfile=settings.ssl_certfile,
         ssl_keyfile=settings.ssl_keyfile,
     )
@@ -135,8 +145,11 @@ def run(settings: Settings, engine: Engine | None = None) -> int:
             f"whoever reaches {settings.host} could use this server: give --api-keys-file FILE, "
             "or --allow-anonymous where the network is closed to others"
         )
+    serving = _serve(
+        uvicorn.Server(config), app.state.runtime, listener, settings.drain_s, _curl_options(app, settings)
+    )
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        return runner.run(_serve(uvicorn.Server(config), app.state.runtime, listener, _curl_options(app, settings)))
+        return runner.run(serving)
 
 
 def _fail(reason: str) -> int:
@@ -164,13 +177,24 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def _serve(server: uvicorn.Server, runtime: Runtime, listener: socket.socket, curl_options: list[str]) -> int:
-    # uvicorn raises the signal that ended it once more under the handlers it found. Under Python's own, a SIGTERM
-    # would then kill this process, after an orderly shutdown, with a status that is not 0.
-    restore = _handle_signals(lambda: setattr(server, "should_exit", True))
+async def _serve(
+    server: uvicorn.Server, runtime: Runtime, listener: socket.socket, drain_s: float, curl_options: Sequence[str]
+) -> int:
+    """Serve until a signal, then drain; a second signal ends at once."""
+    loop = asyncio.get_running_loop()
+    ending = asyncio.Event()
+
+    def stop(*_: object) -> None:
+        server.force_exit = server.should_exit = ending.is_set()
+        loop.call_soon_threadsafe(ending.set)
+
+    # uvicorn would close the listener at the first signal, and raise the signal once more when it has ended.
+    server.handle_exit = stop  # type: ignore[method-assign,assignment]
+    old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     address = listener.getsockname()
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     loading = asyncio.create_task(runtime.wait_loaded())
+    draining = asyncio.create_task(_drain(ending, server, runtime, drain_s))
     try:
         await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
@@ -184,19 +208,17 @@ async def _serve(server: uvicorn.Server, runtime: Runtime, listener: socket.sock
         return 1
     finally:
         loading.cancel()
-        restore()
+        draining.cancel()
+        for number, handler in old.items():
+            signal.signal(number, handler)
     return 0
 
 
-def _handle_signals(stop: Callable[[], None]) -> Callable[[], None]:
-    """Let SIGINT and SIGTERM call `stop`; returns what undoes it."""
-    old = {number: signal.signal(number, lambda *_: stop()) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-    return restore
+async def _drain(ending: asyncio.Event, server: uvicorn.Server, runtime: Runtime, drain_s: float) -> None:
+    """After the signal the socket stays open, so that new requests are told 503, while those under way finish."""
+    await ending.wait()
+    await runtime.drain(drain_s)
+    server.should_exit = True
 
 
 def _curl_options(app: FastAPI, settings: Settings) -> list[str]:

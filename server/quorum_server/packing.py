@@ -1,43 +1,118 @@
-"""Which waiting sequences go into the engine's next pass: pure arithmetic on lengths.
+"""Which waiting sequences go into an engine's next pass: pure arithmetic on token ids and lengths.
 
-    waiting jobs, in order of arrival  --plan_pass-->  how many sequences of each
+    sequences of a request  --cut_units-->  units: what goes into one pass together
+    waiting units by request  --plan_pass-->  how many units of which request
 
-Knows nothing of tokens' values, engines or futures.
+Knows nothing of engines, futures or time.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+
+from quorum_server.engine.messages import TokenIds
+
+Order = Literal["arrival", "least_served"]
+"""Whose units come first: the request that came first, or the one of which the fewest tokens were sent so far."""
+
+# How many units that do not fit any more are looked at before a pass is sent as it is.
+_MAX_MISFITS = 16
 
 
-def plan_pass(waiting: Iterable[tuple[str, Sequence[int]]], token_budget: int) -> list[int]:
-    """Fill one pass strictly in order of arrival: a job is split rather than overtaken, so none can starve.
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Sequences of one request that are scored in one pass. indices: their places in the request."""
+
+    indices: tuple[int, ...]
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A request's part in the plan. sizes: tokens of its waiting units, of at least one. served_tokens: sent so far."""
+
+    version: str
+    sizes: Iterable[int]
+    served_tokens: int
+
+
+def cut_units(sequences: Sequence[TokenIds], token_budget: int) -> list[Unit]:
+    """Cut a request into units: candidates of one prompt stay together, so that a pass can share their prefix.
+
+    Told by the token ids alone, so that it holds for every protocol: neighbours in lexicographic order belong together
+    where they share at least half of the shorter one. A group beyond the budget is cut into several units; a longer
+    sequence is a unit of its own.
 
     Args:
-        waiting: for each job, its ensemble version and the lengths in tokens of its sequences not yet scored, all
-            of them jobs with at least one.
-        token_budget: most tokens in the pass. A longer sequence gets a pass of its own.
+        sequences: B >= 1 non-empty ones.
+        token_budget: most tokens in one pass.
 
     Returns:
-        How many sequences of the first, second, … job go into the pass; shorter than `waiting` where the budget ends
-        or where the version changes (one pass is one version).
+        Units with each index once, those of the request's first sequences first.
     """
-    counts: list[int] = []
-    pass_version: str | None = None
-    used = 0
-    for version, lengths in waiting:
-        if pass_version not in (None, version):
-            break
-        pass_version = version
-        count = 0
-        for length in lengths:
-            if used > 0 and used + length > token_budget:
-                break
+    # Big-endian bytes of non-negative numbers sort as the numbers do.
+    keys = [sequence.astype(">i4").tobytes() for sequence in sequences]
+    order = sorted(range(len(sequences)), key=keys.__getitem__)
+    units: list[Unit] = []
+    current = [order[0]]
+    used = len(sequences[order[0]])
+    for before, index in pairwise(order):
+        length = len(sequences[index])
+        if used + length <= token_budget and _share_half(sequences[before], sequences[index]):
+            current.append(index)
             used += length
-            count += 1
-        if count == 0:
-            break
-        counts.append(count)
-        if count < len(lengths):
-            break
+            continue
+        units.append(Unit(tuple(current), used))
+        current, used = [index], length
+    units.append(Unit(tuple(current), used))
+    return sorted(units, key=lambda unit: min(unit.indices))
+
+
+def _share_half(a: TokenIds, b: TokenIds) -> bool:
+    half = (min(len(a), len(b)) + 1) // 2
+    return bool(np.array_equal(a[:half], b[:half]))
+
+
+def plan_pass(waiting: Sequence[Waiting], token_budget: int, order: Order) -> list[int]:
+    """Fill one pass with units of one version.
+
+    The first unit in `order` always goes, and what it and its followers leave free is filled by later, smaller units.
+    So where every second pass goes by arrival no request starves: the oldest one moves on each time. By least served,
+    a small request does not wait for the whole of a large one.
+
+    Args:
+        waiting: in order of arrival.
+        token_budget: most tokens in the pass, unless its first unit alone is larger: that one has the pass to itself.
+        order: see `Order`.
+
+    Returns:
+        How many of the first units of each request go into the pass; all 0 only where nothing waits.
+    """
+    counts = [0] * len(waiting)
+    sizes = [iter(one.sizes) for one in waiting]
+    is_fair = order == "least_served"
+    heap = [(one.served_tokens if is_fair else 0, index, one.version) for index, one in enumerate(waiting)]
+    heapq.heapify(heap)
+    used = misfits = 0
+    pass_version: str | None = None
+    while heap and used < token_budget and misfits <= _MAX_MISFITS:
+        served, index, version = heapq.heappop(heap)
+        if pass_version not in (None, version):
+            continue
+        size = next(sizes[index], None)
+        if size is None:
+            continue
+        if used > 0 and used + size > token_budget:
+            misfits += 1  # this request waits: a later unit of it must not overtake this one
+            continue
+        pass_version = version
+        counts[index] += 1
+        used += size
+        heapq.heappush(heap, (served + size if is_fair else 0, index, version))
     return counts

@@ -27,7 +27,7 @@ from quorum_server.engine.messages import Loaded
 class LoadingEngine(Protocol):
     """What loading needs of an engine."""
 
-    async def load(self, path: Path, *, device: str, dtype: str, token_budget: int) -> Loaded:
+    async def load(self, path: Path) -> Loaded:
         """Load a bundle and prove that it scores as it should; raises `BundleError`."""
 
 
@@ -85,15 +85,12 @@ class Ensemble:
         )
 
 
-async def load_ensemble(source: str, engine: LoadingEngine, *, device: str, dtype: str, token_budget: int) -> Ensemble:
+async def load_ensemble(source: str, engine: LoadingEngine) -> Ensemble:
     """Verify a bundle, load its tokenizer here and its weights in the engine.
 
     Args:
         source: a folder, a hub id, or "default".
         engine: takes the weights.
-        device: of the weights.
-        dtype: of the weights.
-        token_budget: most tokens in one pass.
 
     Raises:
         BundleError: the bundle cannot be used, and why.
@@ -101,7 +98,7 @@ async def load_ensemble(source: str, engine: LoadingEngine, *, device: str, dtyp
     bundle = await asyncio.to_thread(_read, source)
     context, loaded = await asyncio.gather(
         asyncio.to_thread(_make_context, bundle),
-        engine.load(bundle.path, device=device, dtype=dtype, token_budget=token_budget),
+        engine.load(bundle.path),
     )
     if loaded.version != bundle.version:
         raise BundleCorrupt(f"{source} changed while it was loaded: {bundle.version} became {loaded.version}")

@@ -1,6 +1,6 @@
-"""What lives as long as the server: the engine, the registry, the scheduler, and the loading of the first ensemble.
+"""What lives as long as the server: the engines, the registry, the scheduler, and the loading of the first ensemble.
 
-    start: engine, then load in the background  -->  check_ready  -->  stop
+    start: engines, then load in the background  -->  check_ready  -->  drain  -->  stop
 
 The HTTP side comes up at once and says 503 until the ensemble is loaded. Knows nothing of HTTP.
 """
@@ -10,31 +10,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
 
 from quorum_client.errors import InternalError, NotReady, QuorumError
+from quorum_server.admission import Admission, draining_error
+from quorum_server.engine.pool import EnginePool
+from quorum_server.engine.supervised import Engine, SupervisedEngine
 from quorum_server.events import Observer
-from quorum_server.registry import Ensemble, LoadingEngine, Registry, load_ensemble
-from quorum_server.scheduler import Scheduler, ScoringEngine
+from quorum_server.registry import Ensemble, Registry, load_ensemble
+from quorum_server.scheduler import Scheduler
 from quorum_server.service import ScoringService
 from quorum_server.settings import Settings
 
 logger = logging.getLogger(__name__)
-
-
-class Engine(LoadingEngine, ScoringEngine, Protocol):
-    """An engine with a life of its own; see `EngineProcess`."""
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether it can be spoken to."""
-
-    async def start(self) -> None:
-        """Start it, empty."""
-
-    async def stop(self) -> None:
-        """End it."""
 
 
 class Runtime:
@@ -42,20 +31,34 @@ class Runtime:
 
     Args:
         settings: what to load, where, and how much to queue.
-        engine: not started yet.
+        make_engine: gives a new engine, not started.
         observer: is told of what happens.
     """
 
-    def __init__(self, settings: Settings, engine: Engine, observer: Observer | None = None) -> None:
+    def __init__(self, settings: Settings, make_engine: Callable[[], Engine], observer: Observer | None = None) -> None:
         self._settings = settings
-        self._engine = engine
-        self._threads = ThreadPoolExecutor(settings.tokenizer_threads, thread_name_prefix="tokenizer")
-        self._scheduler = Scheduler(
-            engine,
-            token_budget=settings.token_budget,
-            max_queued_tokens=settings.max_queued_tokens,
-            observer=observer,
+        self._pool = EnginePool(
+            [
+                SupervisedEngine(
+                    index,
+                    make_engine,
+                    device=device,
+                    dtype=settings.dtype,
+                    token_budget=settings.token_budget,
+                    pass_timeout_s=settings.pass_timeout_s,
+                    observer=observer,
+                )
+                for index, device in enumerate(settings.device_list)
+            ]
         )
+        self._threads = ThreadPoolExecutor(settings.tokenizer_threads, thread_name_prefix="tokenizer")
+        self.admission = Admission(
+            max_tokens=settings.max_queued_tokens, max_bytes=settings.max_queued_bytes, observer=observer
+        )
+        self._scheduler = Scheduler(
+            self._pool.engines, token_budget=settings.token_budget, admission=self.admission, observer=observer
+        )
+        self._pool.on_change(self._scheduler.wake)
         self._scheduling: asyncio.Task[None] | None = None
         self._loading: asyncio.Task[None] | None = None
         self._is_settled = asyncio.Event()
@@ -64,20 +67,17 @@ class Runtime:
         self.service = ScoringService(
             self.registry,
             self._scheduler,
+            self.admission,
             self._threads,
             max_text_chars=settings.max_text_chars,
+            token_budget=settings.token_budget,
             observer=observer,
         )
-
-    @property
-    def queued_tokens(self) -> int:
-        """Tokens of all requests accepted and not yet answered."""
-        return self._scheduler.queued_tokens
 
     async def start(self) -> None:
         """Start the engine and, in the background, load the ensemble; see `wait_loaded` for what fails of it."""
         try:
-            await self._engine.start()
+            await self._pool.start()
         except Exception as error:
             self._settle(error)
             return
@@ -99,10 +99,22 @@ class Runtime:
         """Raise `NotReady`, with the reason, unless requests can be scored."""
         if self._failure is not None:
             raise NotReady(f"the start of this server failed ({self._failure.code})")
-        if self._scheduling is None or self._scheduling.done() or not self._engine.is_alive:
+        if self.admission.is_draining:
+            raise draining_error()
+        if self._scheduling is None or self._scheduling.done() or not self._pool.is_ready:
             raise NotReady("the engine is not running")
         if not self._is_settled.is_set():
             raise NotReady("the ensemble is being loaded")
+
+    async def drain(self, timeout_s: float) -> None:
+        """Take no more requests, and wait until those under way are answered; with `NotReady` when the time is up."""
+        self.admission.is_draining = True
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.service.wait_idle()
+        except TimeoutError:
+            logger.warning("%d requests were not finished in %g s", self.service.num_under_way, timeout_s)
+            self._scheduler.end()
 
     async def stop(self) -> None:
         """End everything; requests still waiting fail with `NotReady`."""
@@ -111,19 +123,12 @@ class Runtime:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
-        await self._engine.stop()
+        await self._pool.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _load(self) -> None:
-        settings = self._settings
         try:
-            ensemble = await load_ensemble(
-                settings.bundle,
-                self._engine,
-                device=settings.device,
-                dtype=settings.dtype,
-                token_budget=settings.token_budget,
-            )
+            ensemble = await load_ensemble(self._settings.bundle, self._pool)
             self.registry.put(ensemble)
         except Exception as error:
             self._settle(error)

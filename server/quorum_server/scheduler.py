@@ -1,218 +1,246 @@
-"""The queue in front of the engine: requests that wait together are scored in one pass.
+"""The queue in front of the engines: requests that wait together are scored in one pass.
 
-    submit(version, sequences)  -->  queue  --step: collect, engine, deliver-->  Scores
+    submit(version, sequences)  -->  queue  --dispatch: plan a pass, least loaded engine-->  deliver  -->  JobScores
 
-No batching delay: a lone request waits for nobody; whatever arrives while a pass runs forms the next one. Each job gets
-exactly one answer, in order of arrival. Knows neither HTTP nor torch nor text.
+No batching delay: an idle engine takes what waits at once, and whatever arrives meanwhile forms the next pass. Behind a
+pass under way a second one is sent only if it is full, for then nothing is gained by waiting for company; so a busy
+engine never waits for its next pass to cross the pipe. Knows neither HTTP nor torch nor text.
 """
 
 from __future__ import annotations
 
 import asyncio
-import copy
-import math
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from quorum_client.errors import InternalError, NotReady, Overloaded, QuorumError, RequestTooLarge
-from quorum_server.engine.messages import Scores, TokenIds
+from quorum_client.errors import NotReady
+from quorum_server.admission import Admission
+from quorum_server.engine.messages import EngineLost, TokenIds
 from quorum_server.events import Observer, PassReport
-from quorum_server.packing import plan_pass
+from quorum_server.isolation import PassEngine, PassScores, score_apart
+from quorum_server.jobs import Job, JobScores, Part
+from quorum_server.packing import Order, Unit, plan_pass
 
-_MAX_RETRY_AFTER_S = 60
-_RATE_SMOOTHING = 0.2
+_PASSES_AHEAD = 2
+"""Most passes at one engine: the one under way and the next."""
+_ENDED = "the server is shutting down"
 
 
-class ScoringEngine(Protocol):
+class ScoringEngine(PassEngine, Protocol):
     """What the scheduler needs of an engine."""
 
-    async def score(self, version: str, sequences: Sequence[TokenIds]) -> Scores:
-        """Raw scores of B >= 1 sequences; raises a `QuorumError` where there are none."""
+    @property
+    def is_ready(self) -> bool:
+        """Whether it can score now."""
 
-
-@dataclass(frozen=True, slots=True)
-class JobScores:
-    """raw: float32 (K, B), in the order submitted. computed_tokens: this job's share of the engine's work."""
-
-    raw: NDArray[np.float32]
-    computed_tokens: int
+    @property
+    def has_failed(self) -> bool:
+        """Whether the last attempt to make it ready failed, so that waiting for it may be in vain."""
 
 
 @dataclass(eq=False, slots=True)
-class _Job:
-    """A request's sequences. num_sent: how many are scored or in the pass under way."""
+class _Lane:
+    """An engine and what is sent to it. free_s: when it answered last, on the event loop's clock."""
 
-    version: str
-    sequences: Sequence[TokenIds]
-    lengths: list[int]
-    future: asyncio.Future[JobScores]
-    queued_s: float
-    num_sent: int = 0
-    parts: list[NDArray[np.float32]] = field(default_factory=list)
-    computed_tokens: int = 0
+    index: int
+    engine: ScoringEngine
+    num_passes: int = 0
+    num_tokens: int = 0
+    free_s: float = 0.0
+    holds_suspect: bool = False
 
 
 class Scheduler:
-    """Collects jobs into passes under a token budget, and refuses work beyond a bound.
+    """Collects jobs into passes under a token budget and spreads them over engines.
 
     Args:
-        engine: scores one pass at a time.
+        engines: at least one; each scores any version.
         token_budget: most tokens in one pass.
-        max_queued_tokens: most tokens accepted and not yet answered.
+        admission: refuses work beyond a bound.
         observer: is told of passes and waiting times.
     """
 
     def __init__(
-        self, engine: ScoringEngine, *, token_budget: int, max_queued_tokens: int, observer: Observer | None = None
+        self,
+        engines: Sequence[ScoringEngine],
+        *,
+        token_budget: int,
+        admission: Admission,
+        observer: Observer | None = None,
     ) -> None:
-        self._observer = observer or Observer()
-        self._engine = engine
+        self._lanes = [_Lane(index, engine) for index, engine in enumerate(engines)]
         self._token_budget = token_budget
-        self._max_queued_tokens = max_queued_tokens
-        self._jobs: dict[int, _Job] = {}  # in order of arrival; unanswered ones only
-        self._queued_tokens = 0
-        self._tokens_per_s: float | None = None
-        self._has_work = asyncio.Event()
+        self._admission = admission
+        self._observer = observer or Observer()
+        self._jobs: dict[int, Job] = {}  # in order of arrival; unanswered ones only
+        self._waiting_tokens = 0
+        self._is_arrivals_turn = True
+        self._has_ended = False
+        self._wake = asyncio.Event()
+        self._passes: set[asyncio.Task[None]] = set()
 
     @property
-    def queued_tokens(self) -> int:
-        """Tokens of all jobs accepted and not yet answered."""
-        return self._queued_tokens
+    def num_jobs(self) -> int:
+        """Requests accepted and not yet answered."""
+        return len(self._jobs)
 
-    def check_room(self, num_tokens: int = 0) -> None:
-        """Refuse work that does not fit the queue.
+    def wake(self) -> None:
+        """Look again: an engine has become ready, or has failed."""
+        self._wake.set()
 
-        Raises:
-            RequestTooLarge: it would not fit an empty queue either.
-            Overloaded: the queue is too full now; says after how many seconds to try again.
-        """
-        if num_tokens > self._max_queued_tokens:
-            raise RequestTooLarge(
-                f"the request has {num_tokens} tokens; this server takes at most {self._max_queued_tokens} at once"
-            )
-        if self._queued_tokens + max(num_tokens, 1) > self._max_queued_tokens:
-            raise Overloaded("the queue is full; try again later", retry_after_s=self._estimate_wait_s())
-
-    async def submit(self, version: str, sequences: Sequence[TokenIds]) -> JobScores:
+    async def submit(self, version: str, sequences: Sequence[TokenIds], units: Sequence[Unit]) -> JobScores:
         """Queue sequences and wait for their scores; a cancelled caller leaves the queue at once.
 
         Args:
             version: the ensemble version to score with.
             sequences: B >= 1 non-empty sequences.
+            units: see `cut_units`.
 
         Raises:
             ValueError: no sequences, or an empty one.
-            Overloaded, RequestTooLarge: see `check_room`.
-            NotReady, InternalError: the engine gave no scores.
+            Overloaded, RequestTooLarge: see `Admission`.
+            NotReady: no engine is left, or engines were lost twice with it.
+            InternalError: the engine could score none of the sequences.
         """
-        lengths = [len(sequence) for sequence in sequences]
-        if not lengths or min(lengths) == 0:
+        if not sequences or min(map(len, sequences)) == 0:
             raise ValueError("a job needs at least one sequence, and each sequence a token")
-        num_tokens = sum(lengths)
-        self.check_room(num_tokens)
+        if self._has_ended:
+            raise NotReady(_ENDED)
         loop = asyncio.get_running_loop()
-        job = _Job(version, sequences, lengths, loop.create_future(), loop.time())
-        self._jobs[id(job)] = job
-        self._queued_tokens += num_tokens
-        self._has_work.set()
-        try:
-            return await job.future
-        finally:
-            self._remove(job)
-
-    async def run(self) -> None:
-        """Score passes for ever; on cancellation whatever still waits fails with NotReady."""
-        try:
-            while True:
-                await self._has_work.wait()
-                await self.step()
-        finally:
-            for job in list(self._jobs.values()):
-                self._fail(job, NotReady("the server is shutting down"))
-
-    async def step(self) -> None:
-        """One pass: collect what waits, let the engine score it, deliver."""
-        batch = self._collect()
-        if not batch:
-            assert not self._jobs, "jobs wait, and none was planned: this would go on for ever"
-            return
-        sequences = [sequence for job, start, stop in batch for sequence in job.sequences[start:stop]]
-        loop = asyncio.get_running_loop()
-        started_s = loop.time()
-        try:
-            scores = await self._engine.score(batch[0][0].version, sequences)
-            if scores.raw.ndim != 2 or scores.raw.shape[1] != len(sequences):
-                raise InternalError(f"{len(sequences)} sequences got scores of shape {scores.raw.shape}")
-        except Exception as error:  # whatever it is, it is these jobs' answer, and the next pass must run
-            for job, _, _ in batch:
-                self._fail(job, _own_copy(error))
-            return
-        elapsed_s, num_tokens = loop.time() - started_s, sum(map(len, sequences))
-        self._measure(num_tokens, elapsed_s)
-        self._observer.pass_finished(
-            PassReport(0, batch[0][0].version, len(sequences), num_tokens, scores.computed_tokens, elapsed_s)
-        )
-        self._deliver(batch, scores)
-
-    def _collect(self) -> list[tuple[_Job, int, int]]:
-        """The next pass as (job, first sequence, end)."""
-        for job in [job for job in self._jobs.values() if job.future.done()]:
-            self._remove(job)  # its caller has gone
-        jobs = list(self._jobs.values())
-        counts = plan_pass(((job.version, job.lengths[job.num_sent :]) for job in jobs), self._token_budget)
-        batch = []
-        for job, count in zip(jobs, counts, strict=False):
-            batch.append((job, job.num_sent, job.num_sent + count))
-            if job.num_sent == 0:
-                self._observer.left_queue(asyncio.get_running_loop().time() - job.queued_s)
-            job.num_sent += count
-        return batch
-
-    def _deliver(self, batch: list[tuple[_Job, int, int]], scores: Scores) -> None:
-        total = sum(sum(job.lengths[start:stop]) for job, start, stop in batch)
-        column = tokens_before = shared_before = 0
-        for job, start, stop in batch:
-            # Shares of the work by tokens, rounded so that they add up to what the engine computed.
-            tokens_before += sum(job.lengths[start:stop])
-            shared = round(scores.computed_tokens * tokens_before / total)
-            job.computed_tokens += shared - shared_before
-            shared_before = shared
-            job.parts.append(scores.raw[:, column : column + stop - start])
-            column += stop - start
-            if job.num_sent == len(job.sequences):
-                if not job.future.done():
-                    job.future.set_result(JobScores(np.concatenate(job.parts, axis=1), job.computed_tokens))
+        with self._admission.hold_tokens(sum(map(len, sequences))):
+            job = Job(version, sequences, deque(units), loop.create_future(), loop.time())
+            self._jobs[id(job)] = job
+            self._waiting_tokens += sum(unit.num_tokens for unit in units)
+            self.wake()
+            try:
+                return await job.future
+            finally:
                 self._remove(job)
 
-    def _fail(self, job: _Job, error: Exception) -> None:
-        if not job.future.done():
-            job.future.set_exception(error)
-        self._remove(job)
+    async def run(self) -> None:
+        """Send passes for ever; on cancellation whatever still waits fails with NotReady."""
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                self._dispatch()
+        finally:
+            for task in self._passes:
+                task.cancel()
+            self.end()
 
-    def _remove(self, job: _Job) -> None:
+    def end(self) -> None:
+        """Answer whatever waits, and whatever still comes, with NotReady."""
+        self._has_ended = True
+        self._fail_all(NotReady(_ENDED))
+
+    def _fail_all(self, error: Exception) -> None:
+        for job in list(self._jobs.values()):
+            job.fail(error)
+            self._remove(job)
+
+    def _dispatch(self) -> None:
+        """Send every pass that can go now."""
+        if all(lane.engine.has_failed for lane in self._lanes):
+            self._fail_all(NotReady("no engine can be started; the server's log says why"))
+        while self._waiting_tokens > 0 and (lane := self._next_lane()) is not None:
+            parts = self._take_suspect(lane) or self._take_parts()
+            if not parts:
+                return
+            lane.num_passes += 1
+            lane.num_tokens += sum(part.num_tokens for part in parts)
+            task = asyncio.get_running_loop().create_task(self._run_pass(lane, parts))
+            self._passes.add(task)
+            task.add_done_callback(self._passes.discard)
+
+    def _next_lane(self) -> _Lane | None:
+        """Where the next pass goes: to an idle engine; where none is idle, a full one behind a pass under way."""
+        lanes = [lane for lane in self._lanes if lane.engine.is_ready and not lane.holds_suspect]
+        lane = min(lanes, key=lambda lane: (lane.num_passes, lane.num_tokens), default=None)
+        if lane is None or lane.num_passes >= _PASSES_AHEAD:
+            return None
+        if lane.num_passes > 0 and self._waiting_tokens < self._token_budget:
+            return None
+        return lane
+
+    def _take_suspect(self, lane: _Lane) -> list[Part]:
+        """A part that an engine was lost with goes alone, to an idle engine: if it is at fault, it falls alone."""
+        job = next((job for job in self._jobs.values() if job.suspects and not job.future.done()), None)
+        if job is None or lane.num_passes > 0:
+            return []
+        lane.holds_suspect = True
+        part = job.suspects.popleft()
+        self._waiting_tokens -= part.num_tokens
+        return [part]
+
+    def _take_parts(self) -> list[Part]:
+        jobs = [job for job in self._jobs.values() if job.waiting and not job.future.done()]
+        order: Order = "arrival" if self._is_arrivals_turn else "least_served"
+        self._is_arrivals_turn = not self._is_arrivals_turn
+        counts = plan_pass([job.as_waiting for job in jobs], self._token_budget, order)
+        return [self._take(job, count) for job, count in zip(jobs, counts, strict=True) if count > 0]
+
+    def _take(self, job: Job, count: int) -> Part:
+        if job.served_tokens == 0:
+            self._observer.left_queue(asyncio.get_running_loop().time() - job.queued_s)
+        part = job.take(count)
+        self._waiting_tokens -= part.num_tokens
+        return part
+
+    async def _run_pass(self, lane: _Lane, parts: list[Part]) -> None:
+        sequences = [part.job.sequences[index] for part in parts for index in part.indices]
+        num_tokens = sum(part.num_tokens for part in parts)
+        version = parts[0].job.version
+        loop = asyncio.get_running_loop()
+        sent_s = loop.time()
+        try:
+            scores = await score_apart(lane.engine, version, sequences)
+        except EngineLost as error:
+            self._put_back(parts, error)
+        except Exception as error:
+            for part in parts:
+                part.job.deliver_failure(part.indices, error)
+        else:
+            now_s = loop.time()
+            self._admission.measure(num_tokens, now_s - max(sent_s, lane.free_s), len(self._lanes))
+            self._observer.pass_finished(
+                PassReport(lane.index, version, len(sequences), num_tokens, scores.computed_tokens, now_s - sent_s)
+            )
+            _deliver(parts, scores)
+        finally:
+            lane.num_passes -= 1
+            lane.num_tokens -= num_tokens
+            lane.holds_suspect = False
+            lane.free_s = loop.time()
+            self.wake()
+
+    def _put_back(self, parts: list[Part], error: EngineLost) -> None:
+        """Parts of a pass whose engine was lost go once more, each alone, to another one or to its successor."""
+        for part in parts:
+            if part.was_lost:
+                part.job.fail(error)
+                self._remove(part.job)
+            elif id(part.job) in self._jobs:
+                part.job.suspects.append(replace(part, was_lost=True))
+                self._waiting_tokens += part.num_tokens
+
+    def _remove(self, job: Job) -> None:
         if self._jobs.pop(id(job), None) is not None:
-            self._queued_tokens -= sum(job.lengths)
-        if not self._jobs:
-            self._has_work.clear()
-
-    def _measure(self, num_tokens: int, elapsed_s: float) -> None:
-        rate = num_tokens / max(elapsed_s, 1e-6)
-        old = self._tokens_per_s
-        self._tokens_per_s = rate if old is None else old + _RATE_SMOOTHING * (rate - old)
-
-    def _estimate_wait_s(self) -> float:
-        """Seconds until about everything queued now is scored, from the rate measured so far."""
-        if self._tokens_per_s is None:
-            return 1.0
-        return float(min(max(math.ceil(self._queued_tokens / self._tokens_per_s), 1), _MAX_RETRY_AFTER_S))
+            self._waiting_tokens -= job.waiting_tokens
 
 
-def _own_copy(error: Exception) -> QuorumError:
-    """An exception for one job: raised in several tasks, one object would gather all their tracebacks."""
-    own = copy.copy(error) if isinstance(error, QuorumError) else InternalError(f"{type(error).__name__}: {error}")
-    own.__cause__ = error
-    return own
+def _deliver(parts: list[Part], scores: PassScores) -> None:
+    """Hand out the columns; shares of the work by tokens, rounded so that they add up to what the engine computed."""
+    total = sum(part.num_tokens for part in parts)
+    column = tokens_before = shared_before = 0
+    for part in parts:
+        indices = part.indices
+        columns = range(column, column + len(indices))
+        column += len(indices)
+        tokens_before += part.num_tokens
+        shared = round(scores.computed_tokens * tokens_before / total)
+        failed = [index for index, place in zip(indices, columns, strict=True) if place in scores.failed]
+        part.job.deliver(indices, scores.raw[:, columns.start : columns.stop], failed, shared - shared_before)
+        shared_before = shared

@@ -1,6 +1,6 @@
 """The one scoring call behind every route: text in, rewards out.
 
-    request  --prepare (thread)-->  token ids  --scheduler-->  raw scores  --finish (thread)-->  response
+    request  --prepare (thread)-->  token ids, units  --scheduler-->  raw scores  --finish (thread)-->  response
 
 The event loop only waits. Knows nothing of HTTP; the deadline and the request id come as plain values.
 """
@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from quorum_client.errors import DeadlineExceeded, RequestTooLarge
 from quorum_client.types import (
     CompareListResponse,
     CompareRequest,
@@ -32,19 +33,24 @@ from quorum_model.scoring import (
     finish_compare,
     finish_rank,
     finish_score,
+    mark_failed,
     prepare_compare,
     prepare_rank,
     prepare_score,
 )
+from quorum_server.admission import Admission
 from quorum_server.deadline import keep_deadline
 from quorum_server.engine.messages import TokenIds
 from quorum_server.events import Observer
+from quorum_server.jobs import JobScores
 from quorum_server.limits import check_text
+from quorum_server.packing import Unit, cut_units
 from quorum_server.registry import Registry
 from quorum_server.scheduler import Scheduler
 
 _Request = TypeVar("_Request", ScoreRequest, RankRequest, CompareRequest)
-_Response = TypeVar("_Response")
+_Response = TypeVar("_Response", bound=ScoreResponse | RankResponse | CompareResponse | CompareListResponse)
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +61,26 @@ class Call:
     deadline_s: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """A request, ready for the scheduler. elapsed_s: what that took."""
+
+    prepared: PreparedRewards | PreparedComparisons
+    sequences: list[TokenIds]
+    units: list[Unit]
+    elapsed_s: float
+
+
 class ScoringService:
     """Answers scoring requests.
 
     Args:
         registry: the loaded ensembles.
-        scheduler: the way to the engine.
+        scheduler: the way to the engines.
+        admission: what is asked before any work.
         threads: runs tokenising and the arithmetic after the engine.
         max_text_chars: most characters to tokenise for one request.
+        token_budget: most tokens in one pass.
         observer: is told of what was answered.
     """
 
@@ -70,16 +88,23 @@ class ScoringService:
         self,
         registry: Registry,
         scheduler: Scheduler,
+        admission: Admission,
         threads: Executor,
         *,
         max_text_chars: int,
+        token_budget: int,
         observer: Observer | None = None,
     ) -> None:
         self._registry = registry
         self._scheduler = scheduler
+        self._admission = admission
         self._threads = threads
         self._max_text_chars = max_text_chars
+        self._token_budget = token_budget
         self._observer = observer or Observer()
+        self._num_under_way = 0
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
 
     async def score(self, request: ScoreRequest, call: Call) -> ScoreResponse:
         """POST /score."""
@@ -92,6 +117,15 @@ class ScoringService:
     async def compare(self, request: CompareRequest, call: Call) -> CompareResponse | CompareListResponse:
         """POST /compare."""
         return await self._answer(request, call, prepare_compare, finish_compare)
+
+    @property
+    def num_under_way(self) -> int:
+        """Requests taken on and not yet answered."""
+        return self._num_under_way
+
+    async def wait_idle(self) -> None:
+        """Wait until no request is under way."""
+        await self._is_idle.wait()
 
     async def _answer(
         self,
@@ -106,33 +140,55 @@ class ScoringService:
             DeadlineExceeded: the deadline passed, wherever the request was; it has left the queue.
             QuorumError: whatever else keeps it from an answer.
         """
-        async with keep_deadline(call.deadline_s):
-            ensemble = self._registry.get(request.ensemble)
-            check_text(request, self._max_text_chars)
-            self._scheduler.check_room()  # before the tokeniser's work, not only after
-            started_s = time.perf_counter()
-            prepared, sequences = await self._in_thread(_tokenize, prepare, ensemble.context, request)
-            self._observer.tokenized(ensemble.name, time.perf_counter() - started_s)
-            scores = await self._scheduler.submit(ensemble.version, sequences)
-            response: Any = await self._in_thread(
-                lambda: finish(
-                    ensemble.context,
-                    prepared,
-                    scores.raw,
-                    computed_tokens=scores.computed_tokens,
-                    response_id=call.request_id,
+        self._admission.check_room()  # before the tokeniser's work, not only after
+        self._num_under_way += 1
+        self._is_idle.clear()
+        try:
+            async with keep_deadline(call.deadline_s):
+                ensemble = self._registry.get(request.ensemble)
+                self._check_text(request)
+                work = await self._in_thread(_tokenize, prepare, ensemble.context, request, self._token_budget)
+                self._observer.tokenized(ensemble.name, work.elapsed_s)
+                scores = await self._scheduler.submit(ensemble.version, work.sequences, work.units)
+                response: _Response = await self._in_thread(
+                    _finish, finish, ensemble.context, work, scores, call.request_id
                 )
-            )
-        self._observer.answered(ensemble.context, prepared, scores.raw, response)
-        answer: _Response = response
-        return answer
+        except DeadlineExceeded:
+            self._observer.rejected("deadline")
+            raise
+        except asyncio.CancelledError:
+            self._observer.rejected("disconnected")
+            raise
+        finally:
+            self._num_under_way -= 1
+            if self._num_under_way == 0:
+                self._is_idle.set()
+        self._observer.answered(ensemble.context, work.prepared, scores.raw, response)
+        return response
 
-    async def _in_thread(self, function: Callable[..., _Response], *args: Any) -> _Response:
+    def _check_text(self, request: ScoreRequest | RankRequest | CompareRequest) -> None:
+        try:
+            check_text(request, self._max_text_chars)
+        except RequestTooLarge:
+            self._observer.rejected("too_large")
+            raise
+
+    async def _in_thread(self, function: Callable[..., _Result], *args: Any) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
 
 def _tokenize(
-    prepare: Callable[[ScoringContext, _Request], Any], context: ScoringContext, request: _Request
-) -> tuple[PreparedRewards | PreparedComparisons, list[TokenIds]]:
-    prepared: PreparedRewards | PreparedComparisons = prepare(context, request)
-    return prepared, [np.array(ids, dtype=np.int32) for ids in prepared.sequences]
+    prepare: Callable[[ScoringContext, _Request], Any], context: ScoringContext, request: _Request, token_budget: int
+) -> _Work:
+    started_s = time.perf_counter()
+    prepared = prepare(context, request)
+    sequences = [np.array(ids, dtype=np.int32) for ids in prepared.sequences]
+    units = cut_units(sequences, token_budget)
+    return _Work(prepared, sequences, units, time.perf_counter() - started_s)
+
+
+def _finish(
+    finish: Callable[..., _Response], context: ScoringContext, work: _Work, scores: JobScores, request_id: str
+) -> _Response:
+    prepared = mark_failed(work.prepared, scores.failed) if scores.failed else work.prepared
+    return finish(context, prepared, scores.raw, computed_tokens=scores.computed_tokens, response_id=request_id)

@@ -26,11 +26,13 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535, description="0 takes a free one")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N")
+    devices: str | None = Field(None, description="several, each with an engine of its own: cuda:0,cuda:1")
     dtype: str = Field("auto", description="auto, float32, bfloat16, float64")
     token_budget: int = Field(8192, ge=1, description="most tokens in one pass of the engine")
     max_queued_tokens: int = Field(
         2_097_152, ge=1, description="most tokens accepted and not yet scored: 4,096 items of 512 tokens"
     )
+    max_queued_bytes: int = Field(256 * 1024 * 1024, ge=1, description="most bytes of bodies not yet answered")
     max_body_bytes: int = Field(8 * 1024 * 1024, ge=1)
     max_items: int = Field(4096, ge=1, description="most inputs, candidates or pairs in one request")
     max_text_chars: int = Field(
@@ -40,7 +42,13 @@ class Settings(BaseSettings):
     )
     tokenizer_threads: int = Field(min(8, os.cpu_count() or 1), ge=1)
     engine_threads: int | None = Field(None, ge=1, description="CPU threads of the engine; torch's own choice if unset")
-    shutdown_grace_s: int = Field(30, ge=0, description="how long requests under way may take to finish at shutdown")
+    pass_timeout_s: float = Field(
+        60.0,
+        gt=0,
+        description="what any pass may take, beyond 20 times what its tokens took so far, before the engine is "
+        "taken for hung",
+    )
+    drain_s: int = Field(30, ge=0, description="how long requests under way may take to finish at shutdown")
     log_level: LogLevel = "info"
     api_keys_file: Path | None = Field(None, description="API keys, one a line: score:KEY or admin:KEY")
     api_keys: SecretStr | None = Field(None, description="the same without a file, separated by commas or spaces")
@@ -63,3 +71,17 @@ class Settings(BaseSettings):
     @classmethod
     def _split_roots(cls, value: Any) -> Any:
         return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
+
+    @property
+    def device_list(self) -> list[str]:
+        """One device an engine."""
+        return [self.device] if self.devices is None else self.devices.split(",")
+
+    @model_validator(mode="after")
+    def _check_devices(self) -> Settings:
+        if self.devices is not None:
+            if "device" in self.model_fields_set:
+                raise ValueError("give device or devices, not both")
+            if not all(self.device_list):
+                raise ValueError("devices are separated by commas, and none is empty")
+        return self

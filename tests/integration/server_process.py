@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +23,14 @@ REAL_ENGINE = "import typer; from quorum_server.command import serve; typer.run(
 
 FAKE_ENGINE = """
 import sys
+from functools import partial
 from quorum_server.command import run
 from quorum_server.engine.process import EngineProcess
 from quorum_server.logs import configure_logging
 from quorum_server.settings import Settings
 from tests.server.fake_engine import FAKE_LOADER
 configure_logging("info")
-sys.exit(run(Settings(bundle=sys.argv[2], port=int(sys.argv[4])), EngineProcess(loader=FAKE_LOADER)))
+sys.exit(run(Settings(bundle=sys.argv[2], port=int(sys.argv[4])), partial(EngineProcess, loader=FAKE_LOADER)))
 """
 """The same, with a scorer that needs no model."""
 
@@ -58,10 +59,15 @@ class ServerProcess:
         return self.errors.read()
 
     @property
-    def engine(self) -> psutil.Process:
-        """The engine's process (another child is Python's own resource tracker)."""
+    def engines(self) -> list[psutil.Process]:
+        """The engines' processes (another child is Python's own resource tracker)."""
         children = psutil.Process(self.process.pid).children()
-        (engine,) = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+        return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+
+    @property
+    def engine(self) -> psutil.Process:
+        """The one engine's process."""
+        (engine,) = self.engines
         return engine
 
     def wait(self) -> int:
@@ -76,11 +82,18 @@ def environment() -> dict[str, str]:
 
 
 def popen(
-    script: str, bundle: Path | str, port: int = 0, *, stderr: int | IO[str] = subprocess.PIPE, **variables: str
+    script: str,
+    bundle: Path | str,
+    port: int = 0,
+    *,
+    stderr: int | IO[str] = subprocess.PIPE,
+    environ: Mapping[str, str] | None = None,
+    **settings: object,
 ) -> subprocess.Popen[str]:
+    variables = {f"QUORUM_{name.upper()}": str(value) for name, value in settings.items()}
     return subprocess.Popen(
         [sys.executable, "-c", script, "--bundle", str(bundle), "--port", str(port)],
-        env=environment() | variables,
+        env=environment() | dict(environ or {}) | variables,
         stdout=subprocess.PIPE,
         stderr=stderr,
         start_new_session=True,  # so that a signal to its group does not reach the tests
@@ -89,10 +102,12 @@ def popen(
 
 
 @contextmanager
-def server(script: str, bundle: Path | str, **variables: str) -> Iterator[ServerProcess]:
-    """Start a server, with these variables in its environment, and wait until it is ready; leaves no process behind."""
+def server(
+    script: str, bundle: Path | str, port: int = 0, environ: Mapping[str, str] | None = None, **settings: object
+) -> Iterator[ServerProcess]:
+    """Start a server and wait until it is ready; leaves no process behind. settings: as in `Settings`."""
     with tempfile.TemporaryFile("w+") as errors:  # a pipe that nobody reads would hold the server up when it is full
-        process = popen(script, bundle, stderr=errors, **variables)
+        process = popen(script, bundle, port, stderr=errors, environ=environ, **settings)
         assert process.stdout is not None
         lines: list[str] = []
         try:

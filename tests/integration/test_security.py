@@ -47,8 +47,7 @@ def test_https_with_keys_from_a_file(bundle: Path, tmp_path: Path, certificate: 
     keys = tmp_path / "keys"
     keys.write_text(LISTED.replace(",", "\n"))
     keys.chmod(0o600)
-    variables = {"QUORUM_SSL_CERTFILE": str(cert), "QUORUM_SSL_KEYFILE": str(key), "QUORUM_API_KEYS_FILE": str(keys)}
-    with server(FAKE_ENGINE, bundle, **variables) as running:
+    with server(FAKE_ENGINE, bundle, ssl_certfile=cert, ssl_keyfile=key, api_keys_file=keys) as running:
         assert running.url.startswith("https://127.0.0.1:")
         trusting = ssl.create_default_context(cafile=str(authority))
         with httpx.Client(verify=trusting) as http, Client(running.url, api_key=SCORE_KEY, http_client=http) as client:
@@ -79,7 +78,7 @@ def test_the_log_is_json_and_holds_no_text_and_no_key(bundle: Path) -> None:
         {"inputs": SECRET, SECRET: SECRET},
         {"inputs": [{"token_ids": [6, 20]}, {"text": SECRET}]},  # at 6 the fake scorer raises
     ]
-    with server(FAKE_ENGINE, bundle, QUORUM_API_KEYS=LISTED) as running:
+    with server(FAKE_ENGINE, bundle, api_keys=LISTED) as running:
         with httpx.Client(base_url=running.url, headers={"authorization": basic(SCORE_KEY)}) as http:
             for number, body in enumerate(bodies):
                 http.post(f"/score?{SECRET}", json=body, headers={"x-request-id": f"id-{number}"})
@@ -143,7 +142,7 @@ def test_it_talks_to_nobody_outside(tmp_path: Path) -> None:
     assert [line.split()[1] for line in seen.read_text().splitlines()] == ["socket.connect", "socket.getaddrinfo"]
     seen.unlink()
 
-    with server(REAL_ENGINE, make_bert_bundle(tmp_path / "tiny").path, **variables) as running:
+    with server(REAL_ENGINE, make_bert_bundle(tmp_path / "tiny").path, environ=variables) as running:
         with Client(running.url) as client:
             client.score([PAIR])
             client.rank("Hi", ["a", "b"])

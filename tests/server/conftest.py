@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from quorum_server.app import create_app
-from quorum_server.runtime import Engine, Runtime
+from quorum_server.engine.supervised import Engine
+from quorum_server.runtime import Runtime
 from quorum_server.settings import Settings
 from tests.server.fake_engine import FakeEngine
 from tests.server.tiny_bundle import make_fake_bundle
@@ -29,7 +30,7 @@ class Service:
 
 @asynccontextmanager
 async def serving(bundle: Path, engine: Engine, *, wait: bool = True, **changes: Any) -> AsyncIterator[Service]:
-    app = create_app(Settings(bundle=str(bundle), tokenizer_threads=2, **changes), engine)
+    app = create_app(Settings(bundle=str(bundle), tokenizer_threads=2, **changes), lambda: engine)
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),

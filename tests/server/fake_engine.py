@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,11 @@ NAN_ID = 7
 HANG_ID = 8
 """A token id at which the fake scorer never returns."""
 
+OUT_OF_MEMORY_ID = 3
+"""A token id with which the fake scorer has memory for two sequences only."""
+DEVICE_ERROR_ID = 4
+"""A token id at which the fake scorer raises what torch does when a CUDA device is beyond use."""
+
 
 def fake_raw(sequences: Sequence[Sequence[int]], num_members: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     """raw[k, b] = (k + 1) * sum(ids of b) mod 97, shape (K, B): each member and each sequence has its own number."""
@@ -42,17 +48,26 @@ def fake_raw(sequences: Sequence[Sequence[int]], num_members: int) -> np.ndarray
 
 
 class FakeEngine:
-    """An engine of the test's own process, which records its passes and can be held or made to fail."""
+    """An engine of the test's own process, which records its passes and can be held or made to fail.
+
+    As the scheduler sees it, and as a supervisor does.
+    """
+
+    has_failed = False
 
     def __init__(self, num_members: int = 3) -> None:
         self.num_members = num_members
+        self.members: dict[str, int] = {}
         self.passes: list[list[list[int]]] = []
         self.versions: list[str] = []
         self.gate = asyncio.Event()
         self.gate.set()
         self.has_begun = asyncio.Event()
+        self.ended = asyncio.Event()
         self.error: Exception | None = None
         self.is_alive = False
+        self.is_ready = True
+        self.under_way = self.most_under_way = 0
 
     async def start(self) -> None:
         self.is_alive = True
@@ -60,26 +75,63 @@ class FakeEngine:
     async def stop(self) -> None:
         self.is_alive = False
 
+    def kill(self) -> None:
+        self.is_alive = False
+        self.ended.set()
+
+    async def wait_ended(self) -> None:
+        await self.ended.wait()
+
+    async def ping(self) -> None: ...
+
     async def load(self, path: Path, *, device: str, dtype: str, token_budget: int) -> Loaded:
         bundle = read_bundle(path)
         self.num_members = len(bundle.manifest.members)
+        self.members[bundle.version] = self.num_members
         return Loaded(0, bundle.version, self.num_members, "cpu", "float32", "packed")
+
+    async def unload(self, version: str) -> None:
+        self.members.pop(version, None)
 
     async def score(self, version: str, sequences: Sequence[TokenIds]) -> Scores:
         ids = [sequence.tolist() for sequence in sequences]
         self.passes.append(ids)
         self.versions.append(version)
         self.has_begun.set()
-        await self.gate.wait()
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        try:
+            await self.gate.wait()
+        finally:
+            self.under_way -= 1
         if self.error is not None:
             raise self.error
-        return Scores(0, fake_raw(ids, self.num_members), sum(map(len, ids)))
+        if any(RAISE_ID in sequence for sequence in ids):
+            raise ValueError("the fake engine was told to fail")
+        return Scores(0, fake_raw(ids, self.members.get(version, self.num_members)), sum(map(len, ids)))
+
+
+class FakePool:
+    """A pool of one engine that needs no supervision."""
+
+    def __init__(self) -> None:
+        self.engine = FakeEngine()
+
+    async def load(self, path: Path) -> Loaded:
+        return await self.engine.load(path, device="cpu", dtype="auto", token_budget=64)
+
+    async def unload(self, version: str) -> None:
+        await self.engine.unload(version)
 
 
 @dataclass
 class _RawScores:
     raw: np.ndarray[Any, np.dtype[np.float32]]
     computed_tokens: int
+
+
+class AcceleratorError(RuntimeError):
+    """By its name, torch's."""
 
 
 class FakeScorer:
@@ -100,6 +152,10 @@ class FakeScorer:
             threading.Event().wait()
         if RAISE_ID in ids:
             raise ValueError("the fake engine was told to fail")
+        if DEVICE_ERROR_ID in ids:
+            raise AcceleratorError("planted")
+        if OUT_OF_MEMORY_ID in ids and len(sequences) > 2:
+            raise MemoryError("planted")
         return _RawScores(fake_raw(sequences, self.num_members), sum(map(len, sequences)))
 
 
@@ -137,4 +193,11 @@ def load_logging_scorer(bundle: Any, *, device: str, dtype: str, token_budget: i
     """A loader that says something at two levels."""
     logging.getLogger("quorum_model").info("planted info")
     logging.getLogger("quorum_model").warning("planted warning")
+    return load_fake_scorer(bundle, device=device, dtype=dtype, token_budget=token_budget)
+
+
+def load_slowly(bundle: Any, *, device: str, dtype: str, token_budget: int) -> FakeScorer:
+    """A loader that waits, for a bundle of the name slow, until a file `go` lies beside it."""
+    while bundle.manifest.name == "slow" and not (bundle.path.parent / "go").exists():
+        time.sleep(0.01)
     return load_fake_scorer(bundle, device=device, dtype=dtype, token_budget=token_budget)

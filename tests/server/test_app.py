@@ -233,8 +233,8 @@ async def test_a_client_that_goes_leaves_the_queue(service: Service) -> None:
     service.engine.gate.clear()
     running = asyncio.create_task(service.http.post("/score", json={"inputs": [PAIR]}))
     await service.engine.has_begun.wait()
-    scheduler = service.runtime._scheduler
-    before = scheduler.queued_tokens
+    admission = service.runtime.admission
+    before = admission.held_tokens
     hang_up = asyncio.Event()
     body = json.dumps({"inputs": [{"prompt": "Hi", "response": "gone"}]}).encode()
     messages = [{"type": "http.request", "body": body, "more_body": False}]
@@ -250,11 +250,11 @@ async def test_a_client_that_goes_leaves_the_queue(service: Service) -> None:
     transport = service.http._transport
     assert isinstance(transport, httpx.ASGITransport)
     leaving = asyncio.create_task(transport.app(SCOPE | {"headers": []}, receive, send))  # type: ignore[arg-type]
-    while scheduler.queued_tokens == before:  # noqa: ASYNC110 - until it stands in the queue
+    while admission.held_tokens == before:  # noqa: ASYNC110 - until it stands in the queue
         await asyncio.sleep(0)
     hang_up.set()
     await leaving
-    assert scheduler.queued_tokens == before
+    assert admission.held_tokens == before
     service.engine.gate.set()
     await running
     assert len(service.engine.passes) == 1

@@ -133,7 +133,7 @@ async def test_bad_request(service: Service, name: str, caplog: pytest.LogCaptur
     assert SECRET not in reply.text
     assert SECRET not in caplog.text
     assert service.engine.passes == []
-    assert service.runtime._scheduler.queued_tokens == 0
+    assert service.runtime.admission.held_tokens == 0
     after = await service.http.post("/score", content=score())
     assert after.status_code == 200
 

@@ -21,7 +21,7 @@ from quorum_client.types import ScoreRequest
 from quorum_server import command
 from quorum_server.registry import load_ensemble
 from quorum_server.settings import Settings
-from tests.server.fake_engine import FakeEngine
+from tests.server.fake_engine import FakeEngine, FakePool
 from tests.server.test_keys import LISTED, SCORE_KEY
 
 SECRET = "correct-horse-battery-staple"
@@ -58,7 +58,8 @@ def test_flags_beat_the_environment_and_that_the_defaults(
 def test_the_help_shows_the_defaults_that_hold() -> None:
     for name, parameter in inspect.signature(command.serve, eval_str=True).parameters.items():
         default = Settings.model_fields[name].default
-        assert parameter.annotation.__metadata__[0].show_default == (str(default) if default else True)
+        shown = parameter.annotation.__metadata__[0].show_default
+        assert shown == (str(default) if default else True)
 
 
 class BrokenEngine(FakeEngine):
@@ -71,7 +72,7 @@ class BrokenEngine(FakeEngine):
 def test_an_engine_that_cannot_start_ends_the_command_with_its_error(
     fake_bundle: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert command.run(Settings(bundle=str(fake_bundle), port=0), BrokenEngine()) == 1
+    assert command.run(Settings(bundle=str(fake_bundle), port=0), BrokenEngine) == 1
     out, err = capfd.readouterr()
     assert out == ""
     assert err.splitlines() == ["error: not_ready: the engine's process cannot be started: planted"]
@@ -91,7 +92,7 @@ def test_an_engine_that_cannot_start_ends_the_command_with_its_error(
 def test_a_server_that_would_not_be_safe_does_not_start(
     fake_bundle: Path, capfd: pytest.CaptureFixture[str], settings: dict[str, Any], reason: str
 ) -> None:
-    assert command.run(Settings(bundle=str(fake_bundle), port=0, **settings), FakeEngine()) == 1
+    assert command.run(Settings(bundle=str(fake_bundle), port=0, **settings), FakeEngine) == 1
     out, err = capfd.readouterr()
     assert out == ""
     (line,) = err.splitlines()
@@ -113,7 +114,7 @@ def test_a_server_that_would_not_be_safe_does_not_start(
 def test_a_server_that_is_safe_or_was_told_so_starts(
     fake_bundle: Path, capfd: pytest.CaptureFixture[str], settings: dict[str, Any]
 ) -> None:
-    command.run(Settings(bundle=str(fake_bundle), port=0, **settings), BrokenEngine())
+    command.run(Settings(bundle=str(fake_bundle), port=0, **settings), BrokenEngine)
     assert "planted" in capfd.readouterr().err
 
 
@@ -123,7 +124,7 @@ def test_telemetry_is_off(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setenv(name, "")
     monkeypatch.setattr(hub_constants, "HF_HUB_DISABLE_TELEMETRY", False)
     assert "torch" in build_hf_headers(library_name="x")["user-agent"]
-    command.run(Settings(bundle=str(fake_bundle), port=0), BrokenEngine())
+    command.run(Settings(bundle=str(fake_bundle), port=0), BrokenEngine)
     assert "torch" not in build_hf_headers(library_name="x")["user-agent"]
     assert [os.environ[name] for name in ("DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY")] == ["1", "1"]
     assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
@@ -162,7 +163,7 @@ def test_a_setting_that_cannot_be_is_a_usage_error(seen: list[Settings], argumen
 async def test_the_welcome_holds_an_address_and_a_command_that_parses(
     fake_bundle: Path, host: str, address: str
 ) -> None:
-    ensemble = await load_ensemble(str(fake_bundle), FakeEngine(), device="cpu", dtype="auto", token_budget=64)
+    ensemble = await load_ensemble(str(fake_bundle), FakePool())
     text = command.welcome(ensemble, host, 81)
     assert f"at {address}\n" in text
     words = shlex.split(text.splitlines()[-1])

@@ -19,11 +19,11 @@ import pytest
 from quorum_client.errors import InternalError, NotReady
 from quorum_model.bundle.read import read_bundle
 from quorum_model.errors import BundleError
-from quorum_server.engine.messages import Score, TokenIds
+from quorum_server.engine.messages import EngineLost, Score, TokenIds
 from quorum_server.engine.process import EngineProcess
 from tests.integration.server_process import environment
 from tests.server.conftest import serving
-from tests.server.fake_engine import CRASH_ID, FAKE_LOADER, RAISE_ID, fake_raw
+from tests.server.fake_engine import CRASH_ID, DEVICE_ERROR_ID, FAKE_LOADER, RAISE_ID, fake_raw
 from tests.server.tiny_bundle import make_fake_bundle
 
 
@@ -221,8 +221,8 @@ async def test_an_engine_that_hangs_does_not_hold_the_event_loop(fake_bundle: Pa
         # 4,000 different sequences, 1.3 MB of token ids
         sequences = [{"token_ids": [10 + n % 50, 10 + n // 50] * 40} for n in range(4000)]
         waiting = asyncio.create_task(service.http.post("/score", json={"inputs": sequences}))
-        scheduler = service.runtime._scheduler
-        while scheduler.queued_tokens == 0:  # noqa: ASYNC110 - until it is on its way to the engine
+        admission = service.runtime.admission
+        while admission.held_tokens == 0:  # noqa: ASYNC110 - until it is on its way to the engine
             await asyncio.sleep(0)
         for path in ("/healthz", "/readyz", "/v1/ensembles"):
             assert (await service.http.get(path)).status_code == 200
@@ -231,14 +231,49 @@ async def test_an_engine_that_hangs_does_not_hold_the_event_loop(fake_bundle: Pa
         assert (await waiting).status_code == 200
 
 
-async def test_a_dead_engine_makes_the_server_unready(fake_bundle: Path) -> None:
+async def test_an_unloaded_version_is_gone_and_its_neighbour_is_not(
+    engine: EngineProcess, fake_bundle: Path, tmp_path: Path
+) -> None:
+    first = await load(engine, fake_bundle)
+    second = await load(engine, make_fake_bundle(tmp_path / "second", num_members=2).path)
+    await engine.unload(first)
+    with pytest.raises(InternalError):
+        await engine.score(first, ids([10]))
+    assert (await engine.score(second, ids([10]))).raw.shape == (2, 1)
+    await engine.unload(first)  # once more is nothing
+
+
+async def test_passes_are_scored_while_a_bundle_is_loaded(fake_bundle: Path, tmp_path: Path) -> None:
+    engine = EngineProcess(loader="tests.server.fake_engine:load_slowly")
+    await engine.start()
+    try:
+        version = await load(engine, fake_bundle)
+        second = make_fake_bundle(tmp_path / "slow", name="slow").path
+        loading = asyncio.create_task(load(engine, second))
+        await engine.ping()
+        assert (await engine.score(version, ids([10]))).raw.shape == (3, 1)
+        assert not loading.done()
+        (second.parent / "go").touch()
+        await loading
+    finally:
+        await engine.stop()
+
+
+async def test_a_killed_child_is_noticed(engine: EngineProcess) -> None:
+    await engine.ping()
+    engine.kill()
+    await engine.wait_ended()
+    assert not engine.is_alive
+    with pytest.raises(EngineLost):
+        await engine.ping()
+
+
+async def test_a_device_error_ends_the_child(fake_bundle: Path) -> None:
+    """After it a CUDA device refuses everything: only another process can go on."""
     engine = EngineProcess(loader=FAKE_LOADER)
-    async with serving(fake_bundle, engine) as service:
-        died = await service.http.post("/score", json={"inputs": [{"token_ids": [CRASH_ID]}]})
-        after = await service.http.post("/score", json={"inputs": [{"token_ids": [10]}]})
-        ready = await service.http.get("/readyz")
-        assert (await service.http.get("/healthz")).status_code == 200
-    for reply in (died, after, ready):
-        assert reply.status_code == 503
-        assert reply.json()["error"]["code"] == "not_ready"
-        assert reply.json()["error"]["retryable"] is True
+    await engine.start()
+    version = await load(engine, fake_bundle)
+    with pytest.raises(EngineLost):
+        await engine.score(version, ids([DEVICE_ERROR_ID]))
+    assert not engine.is_alive
+    await engine.stop()

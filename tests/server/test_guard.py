@@ -33,7 +33,7 @@ async def guarded(fake_bundle: Path) -> AsyncIterator[Service]:
 
 def routes() -> Iterator[tuple[str, str]]:
     """Every method of every path that the application has, its documentation too."""
-    for route in create_app(Settings(), FakeEngine()).routes:
+    for route in create_app(Settings(), FakeEngine).routes:
         path = route.path.replace("{name}", "tiny").replace("{member}", "m00")  # type: ignore[attr-defined]
         for method in sorted(route.methods):  # type: ignore[attr-defined]
             yield method, path
@@ -154,5 +154,5 @@ async def test_the_openapi_document_says_where_keys_go(guarded: Service, service
 
 def test_every_route_is_an_api_route_or_documentation() -> None:
     """Else `routes` above might miss one."""
-    others = {route.path for route in create_app(Settings(), FakeEngine()).routes if not isinstance(route, APIRoute)}  # type: ignore[attr-defined]
+    others = {route.path for route in create_app(Settings(), FakeEngine).routes if not isinstance(route, APIRoute)}  # type: ignore[attr-defined]
     assert others == {"/docs", "/docs/oauth2-redirect", "/openapi.json", "/redoc"}

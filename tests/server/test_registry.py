@@ -10,12 +10,12 @@ from quorum_client.errors import EnsembleNotFound, InvalidRequest, NotReady
 from quorum_model.errors import BundleCorrupt
 from quorum_server.engine.messages import Loaded
 from quorum_server.registry import Ensemble, Registry, load_ensemble
-from tests.server.fake_engine import FakeEngine
+from tests.server.fake_engine import FakePool
 from tests.server.tiny_bundle import make_fake_bundle
 
 
 async def load(path: Path) -> Ensemble:
-    return await load_ensemble(str(path), FakeEngine(), device="cpu", dtype="auto", token_budget=64)
+    return await load_ensemble(str(path), FakePool())
 
 
 async def test_by_name_by_version_and_by_default(fake_bundle: Path, tmp_path: Path) -> None:
@@ -50,9 +50,9 @@ async def test_a_new_version_takes_the_name_over(fake_bundle: Path, tmp_path: Pa
 
 
 async def test_a_bundle_that_changes_while_it_is_loaded_is_refused(fake_bundle: Path) -> None:
-    class OtherEngine(FakeEngine):
-        async def load(self, path: Path, *, device: str, dtype: str, token_budget: int) -> Loaded:
+    class OtherPool:
+        async def load(self, path: Path) -> Loaded:
             return Loaded(0, "000000000000", 3, "cpu", "float32", "packed")
 
     with pytest.raises(BundleCorrupt, match="changed"):
-        await load_ensemble(str(fake_bundle), OtherEngine(), device="cpu", dtype="auto", token_budget=64)
+        await load_ensemble(str(fake_bundle), OtherPool())

@@ -9,7 +9,7 @@ Knows no scores.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -94,6 +94,32 @@ class PreparedComparisons(Prepared):
 
     pairs: list[tuple[Encoded, Encoded]]
     is_list: bool
+
+
+_SCORING_FAILED = ItemError(code="scoring_failed", message="the engine fails at this item; the server's log says how")
+
+
+def mark_failed(
+    prepared: PreparedRewards | PreparedComparisons, columns: Collection[int]
+) -> PreparedRewards | PreparedComparisons:
+    """The request, with an error for every item of which the engine could not score a text.
+
+    Args:
+        prepared: see `prepare_score`.
+        columns: places in `prepared.sequences` that have no scores.
+    """
+
+    def failed(text: Encoded) -> Encoded:
+        return replace(text, column=None, error=_SCORING_FAILED) if text.column in columns else text
+
+    if isinstance(prepared, PreparedComparisons):
+        return replace(prepared, pairs=[(failed(a), failed(b)) for a, b in prepared.pairs])
+    items = [failed(item) for item in prepared.items]
+    references = [failed(reference) for reference in prepared.references]
+    for index, reference in enumerate(references):
+        if reference.error is _SCORING_FAILED:
+            items[index] = replace(items[index], column=None, error=_SCORING_FAILED)
+    return replace(prepared, items=items, references=references)
 
 
 class _Collector:

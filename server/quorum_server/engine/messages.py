@@ -1,7 +1,7 @@
 """What crosses the pipe between the server and its engine process.
 
-    server  --Load, Score, Stop-->  engine
-    server  <--Loaded, Scores, Failed--  engine
+    server  --Load, Unload, Score, Ping, Stop-->  engine
+    server  <--Loaded, Done, Scores, Failed--  engine
 
 Plain data: numbers and short strings, never text of a user. Knows no torch and no HTTP.
 
@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from quorum_client.errors import NotReady
+
 TokenIds = NDArray[np.int32]
 """Token ids of one sequence, shape (its length,)."""
 
@@ -29,6 +31,28 @@ class Load:
     device: str
     dtype: str
     token_budget: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unload:
+    """Free a loaded version; answered with Done, also where it is not loaded."""
+
+    job_id: int
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Answer with Done when everything asked before is answered."""
+
+    job_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """An Unload or a Ping was done."""
+
+    job_id: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,5 +111,9 @@ class Failed:
     message: str
 
 
-Request = Load | Score
-Answer = Loaded | Scores | Failed
+Request = Load | Unload | Score | Ping
+Answer = Loaded | Done | Scores | Failed
+
+
+class EngineLost(NotReady):
+    """The engine ended or hung before it answered: another one, or its successor, may still answer."""

@@ -23,7 +23,20 @@ from pathlib import Path
 
 from quorum_client.errors import InternalError, NotReady, QuorumError
 from quorum_model.errors import BundleError
-from quorum_server.engine.messages import Answer, Failed, Load, Loaded, Request, Score, Scores, Stop, TokenIds
+from quorum_server.engine.messages import (
+    Answer,
+    EngineLost,
+    Failed,
+    Load,
+    Loaded,
+    Ping,
+    Request,
+    Score,
+    Scores,
+    Stop,
+    TokenIds,
+    Unload,
+)
 from quorum_server.engine.worker import run_engine
 
 logger = logging.getLogger(__name__)
@@ -32,7 +45,7 @@ DEFAULT_LOADER = "quorum_model.member_scorer:load_member_scorer"
 
 
 class EngineProcess:
-    """One engine in a child process.
+    """One engine in a child process, started and stopped once: a successor is an object of its own.
 
     Args:
         loader: `module:function` that loads a scorer inside the child; see `load_member_scorer`.
@@ -60,6 +73,7 @@ class EngineProcess:
         self._connection: Connection[Request | Stop, Answer] | None = None
         self._reader: threading.Thread | None = None
         self._is_alive = False
+        self._has_ended = asyncio.Event()
 
     @property
     def is_alive(self) -> bool:
@@ -109,26 +123,51 @@ class EngineProcess:
 
         Raises:
             BundleError: the bundle cannot be used, with the code of the reason.
-            NotReady: the child is dead.
+            EngineLost: the child is dead, or died of it.
         """
         job_id = next(self._job_ids)
         answer = await self._ask(Load(job_id, str(path), device, dtype, token_budget))
         assert isinstance(answer, Loaded)
         return answer
 
+    async def unload(self, version: str) -> None:
+        """Free a loaded version, after the passes that were sent before.
+
+        Raises:
+            EngineLost: the child is dead.
+        """
+        await self._ask(Unload(next(self._job_ids), version))
+
+    async def ping(self) -> None:
+        """Wait until the child has done everything that was asked before.
+
+        Raises:
+            EngineLost: the child is dead.
+        """
+        await self._ask(Ping(next(self._job_ids)))
+
     async def score(self, version: str, sequences: Sequence[TokenIds]) -> Scores:
         """Raw scores of B >= 1 sequences.
 
         Raises:
             InternalError: the engine failed at these sequences.
-            NotReady: the child is dead, or died of them.
+            EngineLost: the child is dead, or died of them.
         """
         answer = await self._ask(Score.pack(next(self._job_ids), version, sequences))
         assert isinstance(answer, Scores)
         return answer
 
+    async def wait_ended(self) -> None:
+        """Wait until the child has ended by itself, or was killed."""
+        await self._has_ended.wait()
+
+    def kill(self) -> None:
+        """End the child at once: it does not answer any more."""
+        if self._process is not None:
+            self._process.kill()
+
     async def stop(self) -> None:
-        """End the child; whatever still waits for it fails with NotReady."""
+        """End the child; whatever still waits for it fails with EngineLost."""
         process, connection, reader = self._process, self._connection, self._reader
         if process is None or connection is None or reader is None:
             return
@@ -147,7 +186,7 @@ class EngineProcess:
 
     async def _ask(self, request: Request) -> Answer:
         if not self._is_alive or self._connection is None:
-            raise NotReady("the engine is not running")
+            raise EngineLost("the engine is not running")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = loop.create_future()
         self._waiting[request.job_id] = future
@@ -170,12 +209,13 @@ class EngineProcess:
         if self._is_alive:
             self._is_alive = False
             logger.error("the engine process has ended by itself, with exit code %s", exit_code)
+        self._has_ended.set()
         self._fail_waiting()
 
     def _fail_waiting(self) -> None:
         for future in self._waiting.values():
             if not future.done():
-                future.set_exception(NotReady("the engine process ended before it answered"))
+                future.set_exception(EngineLost("the engine process ended before it answered"))
 
 
 def _send(connection: Connection[Request | Stop, Answer], request: Request | Stop) -> None:

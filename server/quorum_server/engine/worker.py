@@ -1,20 +1,25 @@
-"""The engine's child process: one loop that loads bundles and scores token ids.
+"""The engine's child process: loads bundles and scores token ids.
 
-    Load, Score, Stop  --connection-->  loader, scorer  --connection-->  Loaded, Scores, Failed
+    connection --reader thread--> Score, Unload, Ping  --main thread: scorers-->  Scores, Done, Failed --> connection
+                            '---> Load  --loader thread: beside the passes-->  Loaded, Failed --> connection
 
-The only part of the server that holds weights. Knows nothing of text, calibration, queues or HTTP; it lives exactly as
-long as its parent.
+The reader makes the next pass ready while the main thread scores; a bundle is loaded and tested in a thread of its own,
+so that an ensemble that serves goes on serving. The only part of the server that holds weights. Knows nothing of text,
+calibration, queues or HTTP; it lives exactly as long as its parent.
 """
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import multiprocessing
 import os
+import queue
 import signal
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,10 +29,24 @@ from numpy.typing import NDArray
 
 from quorum_client.errors import InternalError, QuorumError
 from quorum_model.bundle.read import read_bundle
-from quorum_server.engine.messages import Answer, Failed, Load, Loaded, Request, Score, Scores, Stop
+from quorum_server.engine.messages import (
+    Answer,
+    Done,
+    Failed,
+    Load,
+    Loaded,
+    Request,
+    Score,
+    Scores,
+    Stop,
+    Unload,
+)
 from quorum_server.logs import configure_logging
 
 logger = logging.getLogger(__name__)
+
+_DEVICE_ERROR = "AcceleratorError"
+"""torch's, by name: torch is only imported where a bundle is loaded."""
 
 
 class _RawScores(Protocol):
@@ -68,15 +87,7 @@ def run_engine(
     threading.Thread(target=_die_with_parent, daemon=True).start()
     if num_threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(num_threads)  # read when torch is imported, by the loader
-    scorers: dict[str, _Scorer] = {}
-    while True:
-        try:
-            request = connection.recv()
-        except EOFError:
-            return
-        if isinstance(request, Stop):
-            return
-        connection.send(_answer(request, scorers, loader))
+    _Worker(connection, loader).run()
 
 
 def _die_with_parent() -> None:
@@ -87,29 +98,71 @@ def _die_with_parent() -> None:
         os._exit(0)
 
 
-def _answer(request: Request, scorers: dict[str, _Scorer], loader: str) -> Answer:
-    try:
+class _Worker:
+    def __init__(self, connection: Connection[Answer, Request | Stop], loader: str) -> None:
+        self._connection = connection
+        self._loader = loader
+        self._scorers: dict[str, _Scorer] = {}
+        self._sending = threading.Lock()
+        self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._loads = ThreadPoolExecutor(1, thread_name_prefix="loader")
+
+    def run(self) -> None:
+        threading.Thread(target=self._read, name="reader", daemon=True).start()
+        while (task := self._tasks.get()) is not None:
+            task()
+        os._exit(0)  # a load that is not finished holds nothing that needs saving
+
+    def _read(self) -> None:
+        try:
+            while not isinstance(request := self._connection.recv(), Stop):
+                self._accept(request)
+        except EOFError:
+            pass
+        finally:
+            self._tasks.put(None)
+
+    def _accept(self, request: Request) -> None:
         if isinstance(request, Load):
-            return _load(request, scorers, loader)
-        return _score(request, scorers)
-    except QuorumError as error:
-        return Failed(request.job_id, error.code, error.message)
-    except Exception as error:
-        logger.exception("engine: %s failed", type(request).__name__)
-        return Failed(request.job_id, InternalError.code, f"{type(error).__name__}: {error}")
+            self._loads.submit(self._answer, request, lambda: self._load(request))
+        elif isinstance(request, Score):
+            sequences = request.unpack()  # here, while the main thread scores
+            self._tasks.put(lambda: self._answer(request, lambda: self._score(request, sequences)))
+        elif isinstance(request, Unload):
+            self._tasks.put(lambda: self._answer(request, lambda: self._unload(request)))
+        else:
+            self._tasks.put(lambda: self._answer(request, lambda: Done(request.job_id)))
 
+    def _answer(self, request: Request, work: Callable[[], Answer]) -> None:
+        answer: Answer
+        try:
+            answer = work()
+        except QuorumError as error:
+            answer = Failed(request.job_id, error.code, error.message)
+        except Exception as error:
+            logger.exception("engine: %s failed", type(request).__name__)
+            if type(error).__name__ == _DEVICE_ERROR:
+                # The device refuses all further work of this process: its successor can go on, this one cannot.
+                os._exit(1)
+            answer = Failed(request.job_id, InternalError.code, f"{type(error).__name__}: {error}")
+        with self._sending:
+            self._connection.send(answer)
 
-def _load(request: Load, scorers: dict[str, _Scorer], loader: str) -> Loaded:
-    module, _, function = loader.partition(":")
-    load: Loader = getattr(importlib.import_module(module), function)
-    bundle = read_bundle(Path(request.path))
-    scorer = load(bundle, device=request.device, dtype=request.dtype, token_budget=request.token_budget)
-    scorers[bundle.version] = scorer
-    return Loaded(
-        request.job_id, bundle.version, scorer.num_members, scorer.device, scorer.dtype, str(scorer.attention)
-    )
+    def _load(self, request: Load) -> Loaded:
+        module, _, function = self._loader.partition(":")
+        load: Loader = getattr(importlib.import_module(module), function)
+        bundle = read_bundle(Path(request.path))
+        scorer = load(bundle, device=request.device, dtype=request.dtype, token_budget=request.token_budget)
+        self._scorers[bundle.version] = scorer
+        return Loaded(
+            request.job_id, bundle.version, scorer.num_members, scorer.device, scorer.dtype, str(scorer.attention)
+        )
 
+    def _unload(self, request: Unload) -> Done:
+        self._scorers.pop(request.version, None)
+        gc.collect()  # modules with hooks are cycles
+        return Done(request.job_id)
 
-def _score(request: Score, scorers: dict[str, _Scorer]) -> Scores:
-    scores = scorers[request.version].score(request.unpack())
-    return Scores(request.job_id, scores.raw, scores.computed_tokens)
+    def _score(self, request: Score, sequences: list[list[int]]) -> Scores:
+        scores = self._scorers[request.version].score(sequences)
+        return Scores(request.job_id, scores.raw, scores.computed_tokens)

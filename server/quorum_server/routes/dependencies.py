@@ -29,6 +29,7 @@ def _get_service(runtime: RuntimeDep) -> ScoringService:
     Raises:
         NotReady: there is none.
     """
+    runtime.admission.check_open()
     runtime.check_ready()
     return runtime.service
 
