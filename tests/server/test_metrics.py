@@ -253,20 +253,21 @@ async def test_phases_hold_the_time_that_was_spent(measured: Service) -> None:
 
 
 async def test_what_is_turned_away_is_counted_by_its_reason(bundle: Path) -> None:
-    async with serving(bundle, FakeEngine(), api_keys=LISTED, max_body_bytes=1000) as service:
+    async with serving(bundle, FakeEngine(), api_keys=LISTED, max_body_bytes=1000, max_text_chars=100) as service:
         for headers in ({}, {"authorization": "Bearer wrong"}):
             await service.http.post("/score", headers=headers)
         score = {"authorization": f"Bearer {SCORE_KEY}"}
         for _ in range(3):
             await service.http.put("/v1/ensembles/tiny", headers=score)
         await service.http.post("/score", content=b" " * 2000, headers=score)
+        await service.http.post("/score", json={"inputs": [{"text": "a" * 101}]}, headers=score)
         page = await scrape(service, authorization=f"Bearer {ADMIN_KEY}")
     found = {
         dict(labels)["reason"]: value
         for (name, labels), value in page.samples.items()
         if name == "quorum_rejections_total"
     }
-    assert found == {"unauthorized": 2, "forbidden": 3, "too_large": 1}
+    assert found == {"unauthorized": 2, "forbidden": 3, "too_large": 2}
     assert page("quorum_requests_total", route="none", method="POST", status="401", ensemble="") == 2
 
 
