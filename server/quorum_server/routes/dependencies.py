@@ -10,6 +10,7 @@ from typing import Annotated
 from fastapi import Depends, Header, Request
 
 from quorum_server.deadline import TIMEOUT_HEADER, deadline_of
+from quorum_server.member_edits import MemberEditor
 from quorum_server.reconciler import Reconciler
 from quorum_server.registry import Registry
 from quorum_server.runtime import Runtime
@@ -53,6 +54,16 @@ def _get_open_reconciler(runtime: RuntimeDep) -> Reconciler:
     return runtime.reconciler
 
 
+def _get_editor(runtime: RuntimeDep) -> MemberEditor:
+    """What changes members.
+
+    Raises:
+        NotReady: the server is ending.
+    """
+    runtime.admission.check_open()
+    return runtime.member_editor
+
+
 def _get_call(
     request: Request,
     _: Annotated[  # for the OpenAPI entry: `deadline_of` reads it, before the body
@@ -67,4 +78,5 @@ ServiceDep = Annotated[ScoringService, Depends(_get_service)]
 RegistryDep = Annotated[Registry, Depends(_get_registry)]
 ReconcilerDep = Annotated[Reconciler, Depends(_get_reconciler)]
 OpenReconcilerDep = Annotated[Reconciler, Depends(_get_open_reconciler)]
+EditorDep = Annotated[MemberEditor, Depends(_get_editor)]
 CallDep = Annotated[Call, Depends(_get_call)]
