@@ -16,6 +16,7 @@ from typing import Generic, Literal, TypedDict, TypeVar
 import httpx
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from quorum_client.ensemble_types import EnsembleList
 from quorum_client.errors import InvalidRequest
 from quorum_client.modes import Mode
 from quorum_client.types import (
@@ -24,7 +25,6 @@ from quorum_client.types import (
     ComparePair,
     CompareRequest,
     CompareResponse,
-    EnsembleList,
     Prompt,
     RankRequest,
     RankResponse,

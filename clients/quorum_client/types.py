@@ -22,16 +22,20 @@ Truncate = Literal["left", "right", "error"]
 Role = Literal["system", "user", "assistant", "tool"]
 
 
-class _Request(BaseModel):
+class RequestModel(BaseModel):
+    """Base of what a client sends."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class _Response(BaseModel):
+class ResponseModel(BaseModel):
+    """Base of what a server answers."""
+
     # No NaN or infinity on either side: a score that is not a number is an item's `error`, never a number.
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
 
-class Message(_Request):
+class Message(RequestModel):
     """One turn of a dialogue."""
 
     role: Role
@@ -43,7 +47,7 @@ Prompt = str | Annotated[list[Message], Field(min_length=1, fail_fast=True)]
 """A prompt: one user turn as a string, or a dialogue as messages."""
 
 
-class ScoreItem(_Request):
+class ScoreItem(RequestModel):
     """What is scored: (prompt, response), or text already templated, or token ids. Exactly one of the three.
 
     `reference` is the reference response of the prompt, for center = "reference".
@@ -68,7 +72,7 @@ class ScoreItem(_Request):
         return self
 
 
-class ScoringOptions(_Request):
+class ScoringOptions(RequestModel):
     """Options that every native scoring route takes."""
 
     ensemble: str | None = Field(
@@ -103,7 +107,7 @@ class RankRequest(RewardOptions):
     center: Center | None = Field(None, description="group if left out; none for a single candidate")
 
 
-class ComparePair(_Request):
+class ComparePair(RequestModel):
     """One comparison: is response `a` better than response `b`?"""
 
     prompt: Prompt
@@ -135,14 +139,14 @@ class CompareRequest(ScoringOptions):
         return [ComparePair.model_validate({"prompt": self.prompt, "a": self.a, "b": self.b})]
 
 
-class ItemError(_Response):
+class ItemError(ResponseModel):
     """Why one item has no score, while its neighbours may have theirs."""
 
     code: str
     message: str
 
 
-class ScoreResult(_Response):
+class ScoreResult(ResponseModel):
     """One item's score.
 
     `members` are the K scores after normalisation and centring, in the order of the ensemble's members;
@@ -159,21 +163,21 @@ class ScoreResult(_Response):
     error: ItemError | None = None
 
 
-class EnsembleRef(_Response):
+class EnsembleRef(ResponseModel):
     """The ensemble version that produced an answer."""
 
     name: str
     version: str
 
 
-class Usage(_Response):
+class Usage(ResponseModel):
     """Tokens submitted, and tokens that the engine computed for them (fewer where work was shared)."""
 
     prompt_tokens: int
     computed_tokens: int
 
 
-class ScoreResponse(_Response):
+class ScoreResponse(ResponseModel):
     """Answer of POST /score. With center other than none the scores are relative to the group or reference."""
 
     id: str
@@ -185,7 +189,7 @@ class ScoreResponse(_Response):
     usage: Usage
 
 
-class RankResponse(_Response):
+class RankResponse(ResponseModel):
     """Answer of POST /rank: `order` lists candidate indices from best to worst, those with an error last.
 
     `best` is the first of `order`.
@@ -202,14 +206,14 @@ class RankResponse(_Response):
     usage: Usage
 
 
-class Margin(_Response):
+class Margin(ResponseModel):
     """Margin of a over b: mean and std (ddof = 1; null with one member) over the members."""
 
     mean: float
     std: float | None
 
 
-class Comparison(_Response):
+class Comparison(ResponseModel):
     """P(a beats b) = sigmoid(tau * margin.mean), and each member's margin. Null where `error` is not."""
 
     probability: float | None = None
@@ -227,7 +231,7 @@ class CompareResponse(Comparison):
     usage: Usage
 
 
-class CompareListResponse(_Response):
+class CompareListResponse(ResponseModel):
     """Answer of POST /compare for a list under `pairs`."""
 
     id: str
@@ -236,7 +240,7 @@ class CompareListResponse(_Response):
     usage: Usage
 
 
-class MemberInfo(_Response):
+class MemberInfo(ResponseModel):
     """A member as listed by GET /v1/ensembles."""
 
     name: str
@@ -244,7 +248,7 @@ class MemberInfo(_Response):
     calibration_scale: float
 
 
-class EnsembleInfo(_Response):
+class EnsembleInfo(ResponseModel):
     """An ensemble as listed by GET /v1/ensembles."""
 
     name: str
@@ -264,13 +268,7 @@ class EnsembleInfo(_Response):
     metrics: dict[str, Any] = Field(default_factory=dict)
 
 
-class EnsembleList(_Response):
-    """Answer of GET /v1/ensembles."""
-
-    ensembles: list[EnsembleInfo]
-
-
-class ErrorBody(_Response):
+class ErrorBody(ResponseModel):
     """The content of every error answer."""
 
     code: str
@@ -279,7 +277,7 @@ class ErrorBody(_Response):
     request_id: str | None = None
 
 
-class ErrorResponse(_Response):
+class ErrorResponse(ResponseModel):
     """The one shape of every error answer."""
 
     error: ErrorBody

@@ -25,7 +25,7 @@ from quorum_model.packing import Packing, Pooling, pool
 _LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Backbone:
     """A loaded backbone.
 
@@ -120,7 +120,8 @@ def load_backbone(folder: Path, *, dtype: torch.dtype = torch.float32, quantizat
 def cast_weights(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
     """Move a model and round its weights, and only those: buffers that are computed, such as rotary frequencies, stay.
 
-    Rounded to bf16, a rotary frequency is off by an angle that grows with the position.
+    Rounded to bf16, a rotary frequency is off by an angle that grows with the position. Weights are copied even where
+    nothing else changes: until then they are pages of the file, and follow whatever is written into it.
     """
     computed = {
         f"{prefix}.{name}".lstrip(".")
@@ -129,7 +130,7 @@ def cast_weights(model: nn.Module, dtype: torch.dtype, device: torch.device) -> 
     }
     for tensor in [*model.parameters(), *(b for name, b in model.named_buffers() if name not in computed)]:
         if tensor.is_floating_point():
-            tensor.data = tensor.data.to(dtype)
+            tensor.data = tensor.data.to(dtype, copy=True)
     model.to(device)
 
 

@@ -7,8 +7,10 @@ What the engine process runs. Knows nothing of text, calibration, queues or HTTP
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,13 +19,15 @@ from torch import Tensor
 
 from quorum_model.adapters import AdapterState, merge_adapter, read_adapter
 from quorum_model.backbone import Backbone, cast_weights, load_backbone
-from quorum_model.bundle.golden import read_golden
+from quorum_model.bundle.files import hash_file
+from quorum_model.bundle.golden import check_apart, read_golden
 from quorum_model.bundle.manifest import Manifest
 from quorum_model.bundle.parts import read_heads
 from quorum_model.bundle.read import Bundle
 from quorum_model.errors import BundleError, HeadMissing, SelfTestFailed, Unsupported
 from quorum_model.model import Attention, EnsembleModel
 from quorum_model.packing import plan_batches
+from quorum_model.shared_backbones import SharedBackbones
 from quorum_model.singles import ScoringModel, SinglesModel
 from quorum_model.sources import check_weights, resolve_backbone
 
@@ -105,8 +109,18 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return DTYPES[dtype]
 
 
+def make_sharing_loader() -> Callable[..., MemberScorer]:
+    """`load_member_scorer` for a process that holds several ensembles: those on one backbone share its memory."""
+    return partial(load_member_scorer, backbones=SharedBackbones())
+
+
 def load_member_scorer(
-    bundle: Bundle, *, device: str = "auto", dtype: str = "auto", token_budget: int = 8192
+    bundle: Bundle,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    token_budget: int = 8192,
+    backbones: SharedBackbones | None = None,
 ) -> MemberScorer:
     """Load an ensemble's backbone and members and prove that it gives the scores it should.
 
@@ -115,6 +129,7 @@ def load_member_scorer(
         device: auto, cpu, cuda, cuda:N.
         dtype: auto, float32, bfloat16, float64.
         token_budget: most tokens in one pass.
+        backbones: those in memory already, to share; None loads one of its own.
 
     Raises:
         BackboneMismatch: the backbone's weights are not those of the manifest.
@@ -123,26 +138,36 @@ def load_member_scorer(
         BundleError: anything else that would make scores wrong.
     """
     target = choose_device(device)
-    model = load_scoring_model(bundle, choose_dtype(dtype, target), target)
+    model = load_scoring_model(bundle, choose_dtype(dtype, target), target, backbones)
     scorer = MemberScorer(model, bundle, token_budget)
     _self_test(scorer, bundle)
     return scorer
 
 
-def load_scoring_model(bundle: Bundle, dtype: torch.dtype, device: torch.device) -> ScoringModel:
+def load_scoring_model(
+    bundle: Bundle, dtype: torch.dtype, device: torch.device, backbones: SharedBackbones | None = None
+) -> ScoringModel:
     """The ensemble of a bundle in memory; the self-test is the caller's."""
     if bundle.manifest.kind == "singles":
         return _load_singles(bundle, dtype, device)
-    return load_ensemble_model(bundle, dtype, device)
+    return load_ensemble_model(bundle, dtype, device, backbones)
 
 
-def load_ensemble_model(bundle: Bundle, dtype: torch.dtype, device: torch.device) -> EnsembleModel:
+def load_ensemble_model(
+    bundle: Bundle, dtype: torch.dtype, device: torch.device, backbones: SharedBackbones | None = None
+) -> EnsembleModel:
     """The ensemble of a bundle whose members share a backbone: of any kind but `singles`."""
     manifest = bundle.manifest
     if manifest.kind == "singles":
         raise Unsupported("kind 'singles' has no shared backbone")
-    backbone = load_shared_backbone(bundle)
-    cast_weights(backbone.model, dtype, device)
+
+    def load() -> Backbone:
+        backbone = load_shared_backbone(bundle)
+        cast_weights(backbone.model, dtype, device)
+        return backbone
+
+    backbone = load() if backbones is None else backbones.get(_sharing_key(bundle, dtype, device), load)
+    _require_positions(backbone, manifest.max_length)
     adapters, heads = _members(bundle)
     lora = [adapter.lora for adapter in adapters] if adapters else None
     return EnsembleModel(backbone, lora, heads, manifest.pooling).eval().requires_grad_(False)
@@ -156,7 +181,7 @@ def load_shared_backbone(bundle: Bundle) -> Backbone:
         Unsupported: it has no positions for the bundle's max_length.
     """
     manifest = bundle.manifest
-    folder = resolve_backbone(manifest.backbone.source, revision=manifest.backbone.revision, bundle_path=bundle.path)
+    folder = _backbone_folder(bundle)
     check_weights(folder, manifest.backbone)
     backbone = load_backbone(folder)
     if manifest.shared_adapter is not None:
@@ -164,6 +189,21 @@ def load_shared_backbone(bundle: Bundle) -> Backbone:
         merge_adapter(backbone.model, read_adapter(bundle.path / manifest.shared_adapter))
     _require_positions(backbone, manifest.max_length)
     return backbone
+
+
+def _sharing_key(bundle: Bundle, dtype: torch.dtype, device: torch.device) -> tuple[object, ...]:
+    """Equal for backbones that are equal in memory: weights, config, what is merged into them, dtype and device."""
+    manifest = bundle.manifest
+    folder = _backbone_folder(bundle)
+    config = hash_file(folder, "config.json")
+    merged = [sha256 for name, sha256 in sorted(manifest.files.items())
+              if manifest.shared_adapter is not None and name.startswith(f"{manifest.shared_adapter}/")]  # fmt: skip
+    return (manifest.backbone.weights_sha256, config, *merged, dtype, device)
+
+
+def _backbone_folder(bundle: Bundle) -> Path:
+    reference = bundle.manifest.backbone
+    return resolve_backbone(reference.source, revision=reference.revision, bundle_path=bundle.path)
 
 
 def _load_singles(bundle: Bundle, dtype: torch.dtype, device: torch.device) -> SinglesModel:
@@ -234,3 +274,4 @@ def _self_test(scorer: MemberScorer, bundle: Bundle) -> None:
                 f"golden inputs scored {name} are off by {error:.3g} of a member's scale (allowed {tolerance:g}): "
                 "the weights or this machine's arithmetic are not what the bundle was made with"
             )
+    check_apart(expected, together, [member.name for member in bundle.manifest.members])

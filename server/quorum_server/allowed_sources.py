@@ -1,6 +1,6 @@
-"""Which bundles and backbones a request may have loaded: those in the folders that the operator named, and hub ids.
+"""Which bundles a request may have loaded: those in the folders that the operator named, and hub ids.
 
-    source of a PUT  --check_source-->  what to load        backbone of its manifest  --check_backbone-->  allowed
+    source of a PUT  --check_source-->  what to load, or SourceNotAllowed
 
 What the operator named at the start (`--bundle`) needs no leave. Asks the file system where a path leads, reads no
 file, and knows no HTTP.
@@ -13,7 +13,6 @@ from pathlib import Path
 
 from quorum_model.bundle.read import DEFAULT_SOURCE, is_hub_id
 from quorum_model.errors import BundleError
-from quorum_model.sources import BUNDLE_SCHEME, PACKAGE_SCHEME
 
 
 class SourceNotAllowed(BundleError):
@@ -39,25 +38,6 @@ def check_source(source: str, roots: Sequence[Path]) -> str:
         return source
     path = _local_path(source)
     return source if path is None else str(_in_roots(path, roots))
-
-
-def check_backbone(source: str, roots: Sequence[Path]) -> None:
-    """Refuse a bundle whose manifest takes its backbone from a folder that no request may name.
-
-    Without this, whoever may write a bundle could have any model of the machine read, and its hash told in an error.
-
-    Args:
-        source: the manifest's `backbone.source`.
-        roots: the allowed folders.
-
-    Raises:
-        SourceNotAllowed: as `check_source`.
-    """
-    if source.startswith((PACKAGE_SCHEME, BUNDLE_SCHEME)):
-        return  # what an operator installed; and a bundle's own files, whose paths its manifest is checked for
-    path = _local_path(source)
-    if path is not None:
-        _in_roots(path, roots)
 
 
 def _local_path(source: str) -> Path | None:

@@ -53,13 +53,14 @@ def create_app(settings: Settings, make_engine: Callable[[], Engine] | None = No
     app.state.runtime = runtime = Runtime(settings, make_engine, watcher)
     watcher.watch(lambda: runtime.admission.held_tokens, runtime.registry.list)
     app.state.limits = Limits(settings.max_body_bytes, settings.max_items)
+    app.state.bundle_roots = settings.bundle_roots
     app.state.needs_key = bool(keys)
     app.add_middleware(KeyGuard, keys=keys, observer=watcher)
     app.add_middleware(RequestContext, metrics=watcher)  # added last, so outermost
     add_error_handlers(app)
     app.include_router(health.router)
-    for module in (score, rank, compare, ensembles, metrics):
-        app.include_router(module.router, responses={status: ERROR_RESPONSES[status] for status in (401, 403)})
+    for router in (score.router, rank.router, compare.router, ensembles.router, ensembles.editing, metrics.router):
+        app.include_router(router, responses={status: ERROR_RESPONSES[status] for status in (401, 403)})
     if keys:
         _document_keys(app.openapi())
     return app

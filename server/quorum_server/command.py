@@ -50,7 +50,12 @@ _CLOSE_S = 5
 
 def serve(  # noqa: PLR0913 - the options of a command are its interface
     *,
-    bundle: Annotated[str | None, typer.Option(help="A folder, a hub id, or default.", show_default="default")] = None,
+    bundle: Annotated[
+        list[str] | None,
+        typer.Option(help="A folder, a hub id, or default; more than once for several.", show_default="default"),
+    ] = None,
+    state: Annotated[Path | None, typer.Option(help="File that keeps what is to serve over restarts.")] = None,
+    watch: Annotated[Path | None, typer.Option(help="Folder: the newest bundle of each name in it serves.")] = None,
     host: Annotated[str | None, typer.Option(show_default="127.0.0.1")] = None,
     port: Annotated[int | None, typer.Option(help="0 takes a free one.", show_default="8000")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N.", show_default="auto")] = None,
@@ -80,7 +85,9 @@ def serve(  # noqa: PLR0913 - the options of a command are its interface
     beats it.
     """
     flags = {
-        "bundle": bundle,
+        "bundle": bundle or None,
+        "state": state,
+        "watch": watch,
         "host": host,
         "port": port,
         "device": device,
@@ -231,15 +238,20 @@ def _curl_options(app: FastAPI, settings: Settings) -> list[str]:
     return options
 
 
-def welcome(ensemble: Ensemble, host: str, port: int, scheme: str = "http", curl_options: Sequence[str] = ()) -> str:
+def welcome(
+    ensembles: Sequence[Ensemble], host: str, port: int, scheme: str = "http", curl_options: Sequence[str] = ()
+) -> str:
     """What a ready server prints: its address, and a curl line that works as it stands."""
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared with, not bound to
     url = f"{scheme}://{f'[{reachable}]' if ':' in reachable else reachable}:{port}"
-    loaded = ensemble.loaded
-    return (
-        f"Quorum serves '{ensemble.name}' (version {ensemble.version}, {ensemble.manifest.kind}, "
-        f"{loaded.num_members} members, {loaded.dtype} on {loaded.device}, {loaded.attention}) at {url}\n"
-        f"Documentation: {url}/docs\n"
-        f"Try it:\n"
-        f"{' '.join(['curl -s', *curl_options])} {url}/score -d '{json.dumps(EXAMPLE)}'"
-    )
+    lines = [
+        f"Quorum serves '{one.name}' (version {one.version}, {one.manifest.kind}, {one.loaded.num_members} members, "
+        f"{one.loaded.dtype} on {one.loaded.device}, {one.loaded.attention}) at {url}"
+        for one in ensembles
+    ] or [f"Quorum serves nothing yet at {url}"]
+    lines.append(f"Documentation: {url}/docs")
+    if ensembles:
+        example = EXAMPLE if len(ensembles) == 1 else EXAMPLE | {"ensemble": ensembles[0].name}
+        curl = " ".join(["curl -s", *curl_options])
+        lines += ["Try it:", f"{curl} {url}/score -d '{json.dumps(example)}'"]
+    return "\n".join(lines)

@@ -37,6 +37,7 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
         401: "No API key, or one that is not known",
         403: "The API key may not do this",
         404: "No such ensemble, version or route",
+        409: "Something else decides this, or a later change came first",
         413: "The body, the number of items or the text is beyond a limit",
         422: "The request cannot be served as it is",
         429: "The queue is full; Retry-After says when to come back",

@@ -1,41 +1,37 @@
 """The ensembles that are loaded: name -> everything that a request needs to know of one.
 
-    source  --load_ensemble-->  Ensemble  --Registry-->  get("name@version")
+    Ensemble  --put-->  Registry  --use("name@version")-->  a request
 
-Ensembles are immutable: a request holds on to the one it got, and so finishes on the version it started with.
-Knows nothing of HTTP, queues or weights (the engine holds those).
+Ensembles are immutable: a request holds on to the one it got, and so finishes on the version it started with; the last
+one to let go of a version that serves no more sets it free. Knows nothing of loading, HTTP, queues or weights.
 """
 
 from __future__ import annotations
 
-import asyncio
-import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from quorum_client.errors import EnsembleNotFound, InvalidRequest, NotReady
 from quorum_client.modes import resolve_beta
-from quorum_client.types import EnsembleInfo, MemberInfo, ScoreItem
+from quorum_client.types import EnsembleInfo, MemberInfo
 from quorum_model.bundle.manifest import Manifest
-from quorum_model.bundle.read import Bundle, read_bundle, resolve_bundle
-from quorum_model.errors import BundleCorrupt
 from quorum_model.scoring import ScoringContext
 from quorum_server.engine.messages import Loaded
 
 
-class LoadingEngine(Protocol):
-    """What loading needs of an engine."""
-
-    async def load(self, path: Path) -> Loaded:
-        """Load a bundle and prove that it scores as it should; raises `BundleError`."""
-
-
 @dataclass(frozen=True, slots=True)
 class Ensemble:
-    """A loaded ensemble. source: as it was named. loaded: the engine's word on it. created_s: Unix time of loading."""
+    """A loaded ensemble.
+
+    source: as it was named. path: the bundle's folder. context: its manifest has the name that it serves under, which
+    may not be the bundle's own. loaded: the engine's word on it. created_s: Unix time of loading.
+    """
 
     source: str
+    path: Path
     context: ScoringContext
     loaded: Loaded
     created_s: int
@@ -85,50 +81,60 @@ class Ensemble:
         )
 
 
-async def load_ensemble(source: str, engine: LoadingEngine) -> Ensemble:
-    """Verify a bundle, load its tokenizer here and its weights in the engine.
+class Registry:
+    """The ensembles that serve, by name, and who still uses which version.
 
     Args:
-        source: a folder, a hub id, or "default".
-        engine: takes the weights.
-
-    Raises:
-        BundleError: the bundle cannot be used, and why.
+        on_idle: called with a version that serves under no name any more and that no request uses: it can be freed.
     """
-    bundle = await asyncio.to_thread(_read, source)
-    context, loaded = await asyncio.gather(
-        asyncio.to_thread(_make_context, bundle),
-        engine.load(bundle.path),
-    )
-    if loaded.version != bundle.version:
-        raise BundleCorrupt(f"{source} changed while it was loaded: {bundle.version} became {loaded.version}")
-    return Ensemble(source, context, loaded, int(time.time()))
 
-
-def _read(source: str) -> Bundle:
-    return read_bundle(resolve_bundle(source))
-
-
-def _make_context(bundle: Bundle) -> ScoringContext:
-    # Imported here and not above: the tokenizer's libraries take seconds to import, and meanwhile the engine, started
-    # before, imports its own, and the server already answers /healthz.
-    from quorum_model.prompts import load_prompt_encoder
-
-    encoder = load_prompt_encoder(bundle)
-    # The first encoding settles the tokenizer's own truncation and padding; afterwards threads may share it.
-    encoder.encode(ScoreItem(text="a"))
-    return ScoringContext(bundle.manifest, bundle.version, encoder)
-
-
-class Registry:
-    """The loaded ensembles by name."""
-
-    def __init__(self) -> None:
+    def __init__(self, on_idle: Callable[[str], None]) -> None:
+        self._on_idle = on_idle
         self._ensembles: dict[str, Ensemble] = {}
+        self._num_uses: Counter[str] = Counter()
 
     def put(self, ensemble: Ensemble) -> None:
-        """Serve `ensemble` under its name from now on."""
+        """Serve `ensemble` under its name from now on; requests that hold the one before finish with that one."""
+        before = self._ensembles.get(ensemble.name)
         self._ensembles[ensemble.name] = ensemble
+        if before is not None:
+            self._free(before.version)
+
+    def remove(self, name: str) -> None:
+        """Serve nothing under this name from now on; nothing happens where nothing is."""
+        before = self._ensembles.pop(name, None)
+        if before is not None:
+            self._free(before.version)
+
+    @contextmanager
+    def use(self, reference: str | None) -> Iterator[Ensemble]:
+        """Hold on to an ensemble, whatever is put in its place meanwhile; see `get`."""
+        ensemble = self.get(reference)
+        self._num_uses[ensemble.version] += 1
+        try:
+            yield ensemble
+        finally:
+            self._num_uses[ensemble.version] -= 1
+            self._free(ensemble.version)
+
+    def is_used(self, version: str) -> bool:
+        """Whether a version serves, under any name, or a request still holds on to it."""
+        return self._num_uses[version] > 0 or self.find(version) is not None
+
+    def find(self, version: str) -> Ensemble | None:
+        """An ensemble that serves with this version, under whatever name."""
+        return next((one for one in self._ensembles.values() if one.version == version), None)
+
+    def _free(self, version: str) -> None:
+        if self.is_used(version):
+            return
+        del self._num_uses[version]
+        self._on_idle(version)
+
+    def check_any(self) -> None:
+        """Raise `NotReady` where nothing serves."""
+        if not self._ensembles:
+            raise NotReady("no ensemble is loaded")
 
     def list(self) -> list[Ensemble]:
         """All of them, by name."""
@@ -145,8 +151,7 @@ class Registry:
             EnsembleNotFound: no such name, or another version of it.
             InvalidRequest: None, where there are several.
         """
-        if not self._ensembles:
-            raise NotReady("no ensemble is loaded yet")
+        self.check_any()
         if reference is None:
             if len(self._ensembles) > 1:
                 raise InvalidRequest("several ensembles are loaded: name one under 'ensemble'")

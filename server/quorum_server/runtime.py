@@ -1,8 +1,8 @@
-"""What lives as long as the server: the engines, the registry, the scheduler, and the loading of the first ensemble.
+"""What lives as long as the server: the engines, the registry, the scheduler, and the loading of the first ensembles.
 
     start: engines, then load in the background  -->  check_ready  -->  drain  -->  stop
 
-The HTTP side comes up at once and says 503 until the ensemble is loaded. Knows nothing of HTTP.
+The HTTP side comes up at once and says 503 until ensembles are loaded. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -14,14 +14,19 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from quorum_client.errors import InternalError, NotReady, QuorumError
+from quorum_model.bundle.read import resolve_bundle
 from quorum_server.admission import Admission, draining_error
+from quorum_server.desired import StateFile
 from quorum_server.engine.pool import EnginePool
 from quorum_server.engine.supervised import Engine, SupervisedEngine
 from quorum_server.events import Observer
-from quorum_server.registry import Ensemble, Registry, load_ensemble
+from quorum_server.member_edits import MemberEditor
+from quorum_server.reconciler import Reconciler
+from quorum_server.registry import Ensemble
 from quorum_server.scheduler import Scheduler
 from quorum_server.service import ScoringService
 from quorum_server.settings import Settings
+from quorum_server.watch import Watcher
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +68,14 @@ class Runtime:
         self._loading: asyncio.Task[None] | None = None
         self._is_settled = asyncio.Event()
         self._failure: QuorumError | None = None
-        self.registry = Registry()
+        self._watching: asyncio.Task[None] | None = None
+        self.reconciler = Reconciler(
+            self._pool, resolve_bundle, StateFile(settings.state) if settings.state else None, observer
+        )
+        # Beside the state file, which refers to them.
+        folder = settings.state.with_name(f"{settings.state.name}.bundles") if settings.state else None
+        self.member_editor = MemberEditor(self.reconciler, resolve_bundle, folder)
+        self.registry = self.reconciler.registry
         self.service = ScoringService(
             self.registry,
             self._scheduler,
@@ -84,16 +96,16 @@ class Runtime:
         self._scheduling = asyncio.create_task(self._scheduler.run())
         self._loading = asyncio.create_task(self._load())
 
-    async def wait_loaded(self) -> Ensemble:
-        """The first ensemble, once it is loaded.
+    async def wait_loaded(self) -> list[Ensemble]:
+        """The ensembles that serve, once those of the start are loaded; none where a watched folder is still empty.
 
         Raises:
-            QuorumError: it cannot be loaded, and why.
+            QuorumError: they cannot be loaded, and why.
         """
         await self._is_settled.wait()
         if self._failure is not None:
             raise self._failure
-        return self.registry.get(None)
+        return self.registry.list()
 
     def check_ready(self) -> None:
         """Raise `NotReady`, with the reason, unless requests can be scored."""
@@ -104,7 +116,8 @@ class Runtime:
         if self._scheduling is None or self._scheduling.done() or not self._pool.is_ready:
             raise NotReady("the engine is not running")
         if not self._is_settled.is_set():
-            raise NotReady("the ensemble is being loaded")
+            raise NotReady("the ensembles are being loaded")
+        self.registry.check_any()
 
     async def drain(self, timeout_s: float) -> None:
         """Take no more requests, and wait until those under way are answered; with `NotReady` when the time is up."""
@@ -118,7 +131,8 @@ class Runtime:
 
     async def stop(self) -> None:
         """End everything; requests still waiting fail with `NotReady`."""
-        for task in (self._loading, self._scheduling):
+        await self.reconciler.stop()
+        for task in (self._loading, self._watching, self._scheduling):
             if task is not None:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
@@ -127,9 +141,13 @@ class Runtime:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _load(self) -> None:
+        settings = self._settings
         try:
-            ensemble = await load_ensemble(self._settings.bundle, self._pool)
-            self.registry.put(ensemble)
+            await self.reconciler.restore(settings.sources)
+            if settings.watch is not None:
+                watcher = Watcher(settings.watch, self.reconciler, settings.watch_interval_s)
+                await watcher.look()
+                self._watching = asyncio.create_task(watcher.run())
         except Exception as error:
             self._settle(error)
         else:

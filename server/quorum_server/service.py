@@ -45,7 +45,7 @@ from quorum_server.events import Observer
 from quorum_server.jobs import JobScores
 from quorum_server.limits import check_text
 from quorum_server.packing import Unit, cut_units
-from quorum_server.registry import Registry
+from quorum_server.registry import Ensemble, Registry
 from quorum_server.scheduler import Scheduler
 
 _Request = TypeVar("_Request", ScoreRequest, RankRequest, CompareRequest)
@@ -144,15 +144,9 @@ class ScoringService:
         self._num_under_way += 1
         self._is_idle.clear()
         try:
-            async with keep_deadline(call.deadline_s):
-                ensemble = self._registry.get(request.ensemble)
-                self._check_text(request)
-                work = await self._in_thread(_tokenize, prepare, ensemble.context, request, self._token_budget)
-                self._observer.tokenized(ensemble.name, work.elapsed_s)
-                scores = await self._scheduler.submit(ensemble.version, work.sequences, work.units)
-                response: _Response = await self._in_thread(
-                    _finish, finish, ensemble.context, work, scores, call.request_id
-                )
+            with self._registry.use(request.ensemble) as ensemble:
+                async with keep_deadline(call.deadline_s):
+                    response: _Response = await self._score(request, call, ensemble, prepare, finish)
         except DeadlineExceeded:
             self._observer.rejected("deadline")
             raise
@@ -163,6 +157,21 @@ class ScoringService:
             self._num_under_way -= 1
             if self._num_under_way == 0:
                 self._is_idle.set()
+        return response
+
+    async def _score(
+        self,
+        request: _Request,
+        call: Call,
+        ensemble: Ensemble,
+        prepare: Callable[[ScoringContext, _Request], Any],
+        finish: Callable[..., _Response],
+    ) -> _Response:
+        self._check_text(request)
+        work = await self._in_thread(_tokenize, prepare, ensemble.context, request, self._token_budget)
+        self._observer.tokenized(ensemble.name, work.elapsed_s)
+        scores = await self._scheduler.submit(ensemble.version, work.sequences, work.units)
+        response: _Response = await self._in_thread(_finish, finish, ensemble.context, work, scores, call.request_id)
         self._observer.answered(ensemble.context, work.prepared, scores.raw, response)
         return response
 

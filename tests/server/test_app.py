@@ -288,7 +288,9 @@ async def test_before_the_ensemble_is_loaded_the_server_says_503(tmp_path: Path)
         for reply in (await service.http.get("/readyz"), await service.http.post("/score", json={"inputs": [PAIR]})):
             assert reply.status_code == 503
             assert reply.json()["error"]["code"] == "not_ready"
-        assert (await service.http.get("/v1/ensembles")).json() == {"ensembles": []}
+        listed = (await service.http.get("/v1/ensembles")).json()
+        assert listed["ensembles"] == []
+        assert [status["state"] for status in listed["desired"]] == ["loading"]
         engine.gate.set()
         await service.runtime.wait_loaded()
         assert (await service.http.get("/readyz")).status_code == 200

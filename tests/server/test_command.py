@@ -19,9 +19,8 @@ from typer.testing import CliRunner
 from quorum_client.errors import NotReady
 from quorum_client.types import ScoreRequest
 from quorum_server import command
-from quorum_server.registry import load_ensemble
 from quorum_server.settings import Settings
-from tests.server.fake_engine import FakeEngine, FakePool
+from tests.server.fake_engine import FakeEngine, load_with_fake
 from tests.server.test_keys import LISTED, SCORE_KEY
 
 SECRET = "correct-horse-battery-staple"
@@ -52,14 +51,15 @@ def test_flags_beat_the_environment_and_that_the_defaults(
     assert invoke("--host", "::1", "--token-budget", "100") == 0
     (settings,) = seen
     assert (settings.host, settings.port, settings.max_items, settings.token_budget) == ("::1", 9001, 7, 100)
-    assert (settings.bundle, settings.device) == ("default", "auto")
+    assert (settings.sources, settings.device) == (["default"], "auto")
 
 
 def test_the_help_shows_the_defaults_that_hold() -> None:
     for name, parameter in inspect.signature(command.serve, eval_str=True).parameters.items():
         default = Settings.model_fields[name].default
         shown = parameter.annotation.__metadata__[0].show_default
-        assert shown == (str(default) if default else True)
+        expected = ",".join(default) if isinstance(default, list) else str(default)
+        assert shown == (expected if default else True)
 
 
 class BrokenEngine(FakeEngine):
@@ -149,7 +149,16 @@ def test_no_key_shows_in_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--port", "70000"], ["--token-budget", "0"], ["--log-level", "loud"], ["--ssl-keyfile", "/only/the/key.pem"]],
+    [
+        ["--port", "70000"],
+        ["--token-budget", "0"],
+        ["--log-level", "loud"],
+        ["--devices", "cpu,"],
+        ["--devices", "cpu", "--device", "cpu"],
+        ["--state", "/nowhere/state"],
+        ["--watch", "/nowhere"],
+        ["--ssl-keyfile", "/only/the/key.pem"],
+    ],
 )
 def test_a_setting_that_cannot_be_is_a_usage_error(seen: list[Settings], arguments: list[str]) -> None:
     assert invoke(*arguments) == 2
@@ -163,13 +172,29 @@ def test_a_setting_that_cannot_be_is_a_usage_error(seen: list[Settings], argumen
 async def test_the_welcome_holds_an_address_and_a_command_that_parses(
     fake_bundle: Path, host: str, address: str
 ) -> None:
-    ensemble = await load_ensemble(str(fake_bundle), FakePool())
-    text = command.welcome(ensemble, host, 81)
+    ensemble = await load_with_fake(fake_bundle)
+    text = command.welcome([ensemble], host, 81)
     assert f"at {address}\n" in text
     words = shlex.split(text.splitlines()[-1])
     assert words[:2] == ["curl", "-s"]
     assert words[2] == f"{address}/score"
     ScoreRequest.model_validate(json.loads(words[4]))
+    several = command.welcome([await load_with_fake(fake_bundle, "one"), ensemble], host, 81)
+    assert ScoreRequest.model_validate(json.loads(shlex.split(several.splitlines()[-1])[4])).ensemble == "one"
+    assert "curl" not in command.welcome([], host, 81)
+
+
+def test_several_bundles_are_flags_or_commas(
+    seen: list[Settings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert invoke("--bundle", "a", "--bundle", "b", "--watch", str(tmp_path)) == 0
+    monkeypatch.setenv("QUORUM_BUNDLE", "c,d")
+    assert invoke() == 0
+    monkeypatch.delenv("QUORUM_BUNDLE")
+    assert invoke("--watch", str(tmp_path)) == 0
+    assert [settings.sources for settings in seen] == [["a", "b"], ["c", "d"], []]
+    assert invoke("--devices", "cpu,cpu") == 0
+    assert seen[-1].device_list == ["cpu", "cpu"]
 
 
 def test_small_writes_are_sent_at_once() -> None:

@@ -115,7 +115,7 @@ async def test_a_signal_to_the_group_is_left_to_the_parent(
 
 
 async def test_the_child_has_the_threads_it_was_given(fake_bundle: Path) -> None:
-    process = EngineProcess(loader="tests.server.fake_engine:load_thread_counter", num_threads=7)
+    process = EngineProcess(loader="tests.server.fake_engine:make_load_thread_counter", num_threads=7)
     await process.start()
     try:
         loaded = await process.load(fake_bundle, device="cpu", dtype="auto", token_budget=64)
@@ -153,7 +153,7 @@ async def test_stop_lets_the_child_end_by_itself(fake_bundle: Path, monkeypatch:
 async def test_an_answer_that_cannot_be_read_ends_the_engine(
     fake_bundle: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    process = EngineProcess(loader="tests.server.fake_engine:load_unreadable_scorer")
+    process = EngineProcess(loader="tests.server.fake_engine:make_load_unreadable_scorer")
     await process.start()
     version = await load(process, fake_bundle)
     with pytest.raises(NotReady):
@@ -167,7 +167,7 @@ async def test_an_answer_that_cannot_be_read_ends_the_engine(
 async def test_the_child_logs_at_the_servers_level(
     fake_bundle: Path, capfd: pytest.CaptureFixture[str], log_level: str
 ) -> None:
-    process = EngineProcess(loader="tests.server.fake_engine:load_logging_scorer", log_level=log_level)
+    process = EngineProcess(loader="tests.server.fake_engine:make_load_logging_scorer", log_level=log_level)
     await process.start()
     await load(process, fake_bundle)
     await process.stop()
@@ -244,7 +244,7 @@ async def test_an_unloaded_version_is_gone_and_its_neighbour_is_not(
 
 
 async def test_passes_are_scored_while_a_bundle_is_loaded(fake_bundle: Path, tmp_path: Path) -> None:
-    engine = EngineProcess(loader="tests.server.fake_engine:load_slowly")
+    engine = EngineProcess(loader="tests.server.fake_engine:make_load_slowly")
     await engine.start()
     try:
         version = await load(engine, fake_bundle)
@@ -255,6 +255,27 @@ async def test_passes_are_scored_while_a_bundle_is_loaded(fake_bundle: Path, tmp
         assert not loading.done()
         (second.parent / "go").touch()
         await loading
+    finally:
+        await engine.stop()
+
+
+async def test_a_bundle_that_changes_while_it_is_loaded_is_refused(fake_bundle: Path, tmp_path: Path) -> None:
+    engine = EngineProcess(loader="tests.server.fake_engine:make_load_slowly")
+    await engine.start()
+    try:
+        slow = make_fake_bundle(tmp_path / "slow", name="slow")
+        loading = asyncio.create_task(load(engine, slow.path))
+        # The child has hashed the bundle when it waits in its loader: beside it lies a file by then.
+        while not (tmp_path / "waits").exists():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        heads = bytearray((slow.path / "heads.safetensors").read_bytes())
+        heads[-1] ^= 1
+        (slow.path / "heads.safetensors").write_bytes(heads)
+        (tmp_path / "go").touch()
+        with pytest.raises(BundleError, match=r"heads\.safetensors"):
+            await loading
+        with pytest.raises(InternalError):
+            await engine.score(slow.version, ids([10]))
     finally:
         await engine.stop()
 

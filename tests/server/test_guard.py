@@ -103,6 +103,14 @@ async def test_nothing_of_the_body_is_read_before_the_key(guarded: Service) -> N
     assert guarded.engine.passes == []
 
 
+@pytest.mark.parametrize("path", ["/v1/ensembles/tiny", "/v1/ensembles/tiny/members/m00"])
+async def test_a_source_outside_the_roots_is_refused(fake_bundle: Path, path: str) -> None:
+    async with serving(fake_bundle, FakeEngine(), bundle_roots=(fake_bundle / "elsewhere",)) as service:
+        reply = await service.http.put(path, json={"source": str(fake_bundle)})
+        assert_error(reply, "source_not_allowed")
+        assert reply.status_code == 422
+
+
 async def test_a_websocket_is_closed(service: Service) -> None:
     sent: list[Any] = []
 

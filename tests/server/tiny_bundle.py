@@ -122,11 +122,11 @@ def make_fake_bundle(target: Path, num_members: int = 3, **changes: Any) -> Bund
     return write_bundle(target, _manifest(members, "0" * 64, **changes), write_files)
 
 
-def make_bert_bundle(target: Path, num_members: int = 3) -> Bundle:
-    """A real `lora` bundle on a tiny random BERT, its members far apart."""
+def make_bert_bundle(target: Path, num_members: int = 3, *, seed: int = 10, **changes: Any) -> Bundle:
+    """A real `lora` bundle on a tiny random BERT, its members far apart; one backbone whatever the seed."""
     architecture = ARCHITECTURES[0]
     backbone = make_backbone(architecture)
-    states = [random_member(backbone, rank=2 + k, seed=10 + k) for k in range(num_members)]
+    states = [random_member(backbone, rank=2 + k, seed=seed + k) for k in range(num_members)]
     model = EnsembleModel(backbone, [state.lora for state in states], [state.head for state in states], "first").eval()
     members = [
         MemberEntry(
@@ -157,5 +157,5 @@ def make_bert_bundle(target: Path, num_members: int = 3) -> Bundle:
 
     weights_folder = target.with_name(f"{target.name}-weights")
     make_model(architecture).save_pretrained(str(weights_folder))
-    manifest = _manifest(members, hash_weights(weights_folder), kind="lora")
+    manifest = _manifest(members, hash_weights(weights_folder), kind="lora", **changes)
     return write_bundle(target, manifest, write_files)

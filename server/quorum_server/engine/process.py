@@ -41,14 +41,14 @@ from quorum_server.engine.worker import run_engine
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_LOADER = "quorum_model.member_scorer:load_member_scorer"
+DEFAULT_LOADER = "quorum_model.member_scorer:make_sharing_loader"
 
 
 class EngineProcess:
     """One engine in a child process, started and stopped once: a successor is an object of its own.
 
     Args:
-        loader: `module:function` that loads a scorer inside the child; see `load_member_scorer`.
+        loader: `module:function` that makes, inside the child, what loads a scorer; see `make_sharing_loader`.
         num_threads: CPU threads of the child; None leaves torch its choice.
         log_level: of the child's log; see `configure_logging`.
         stop_timeout_s: how long the child may take to end by itself when told to.

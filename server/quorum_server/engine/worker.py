@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from quorum_client.errors import InternalError, QuorumError
 from quorum_model.bundle.read import read_bundle
+from quorum_model.errors import BundleCorrupt
 from quorum_server.engine.messages import (
     Answer,
     Done,
@@ -75,7 +76,7 @@ def run_engine(
 
     Args:
         connection: this process's end of the pipe.
-        loader: `module:function` of what loads a scorer from a bundle; see `load_member_scorer`.
+        loader: `module:function` that makes what loads a scorer from a bundle; see `make_sharing_loader`.
         num_threads: CPU threads for the arithmetic; None leaves torch its choice.
         log_level: see `configure_logging`.
     """
@@ -102,6 +103,7 @@ class _Worker:
     def __init__(self, connection: Connection[Answer, Request | Stop], loader: str) -> None:
         self._connection = connection
         self._loader = loader
+        self._load_scorer: Loader | None = None
         self._scorers: dict[str, _Scorer] = {}
         self._sending = threading.Lock()
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -149,10 +151,15 @@ class _Worker:
             self._connection.send(answer)
 
     def _load(self, request: Load) -> Loaded:
-        module, _, function = self._loader.partition(":")
-        load: Loader = getattr(importlib.import_module(module), function)
+        if self._load_scorer is None:
+            module, _, function = self._loader.partition(":")
+            self._load_scorer = getattr(importlib.import_module(module), function)()
         bundle = read_bundle(Path(request.path))
-        scorer = load(bundle, device=request.device, dtype=request.dtype, token_budget=request.token_budget)
+        scorer = self._load_scorer(
+            bundle, device=request.device, dtype=request.dtype, token_budget=request.token_budget
+        )
+        if read_bundle(bundle.path).version != bundle.version:  # verified once more: what was read in between is that
+            raise BundleCorrupt(f"{bundle.path} has changed while it was loaded")
         self._scorers[bundle.version] = scorer
         return Loaded(
             request.job_id, bundle.version, scorer.num_members, scorer.device, scorer.dtype, str(scorer.attention)

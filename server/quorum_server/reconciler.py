@@ -1,0 +1,283 @@
+"""One way for every change of what serves: the desired state is edited, then what serves follows it.
+
+    put, remove, watched, restore  -->  desired: name -> source  --load beside, swap in one step-->  Registry
+                                              '-- StateFile                      '-- free the old --'
+
+One change at a time; a source that cannot be loaded leaves serving what served, and its error is shown. Knows nothing
+of HTTP, queues or weights.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from quorum_client.ensemble_types import EnsembleStatus
+from quorum_client.errors import EnsembleNotFound, InternalError, InvalidRequest, QuorumError
+from quorum_client.types import ItemError
+from quorum_model.bundle.read import Bundle
+from quorum_server.desired import Desired, StateFile
+from quorum_server.events import Observer
+from quorum_server.loading import LoadingEngine, Resolve, load_ensemble, read_source
+from quorum_server.registry import Ensemble, Registry
+
+logger = logging.getLogger(__name__)
+
+_Outcome = TypeVar("_Outcome")
+
+
+class Conflict(QuorumError):
+    """Another change, or a watched folder, decides what this name serves."""
+
+    code = "conflict"
+    status = 409
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """What a name is to serve. error: why it does not. is_watched: whether a watched folder says so."""
+
+    desired: Desired
+    is_watched: bool = False
+    is_loading: bool = True
+    error: QuorumError | None = None
+
+
+class Reconciler:
+    """Makes the registry follow the desired state.
+
+    Args:
+        engine: takes the weights.
+        resolve: finds bundles.
+        state: where the desired state is kept; None keeps it as long as this process.
+        observer: is told of every swap.
+    """
+
+    def __init__(
+        self,
+        engine: LoadingEngine,
+        resolve: Resolve,
+        state: StateFile | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        self._engine = engine
+        self._resolve = resolve
+        self._state = state
+        self._observer = observer or Observer()
+        self._wishes: dict[str, _Wish] = {}
+        self._turn = asyncio.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.registry = Registry(self._free_when_idle)
+
+    def statuses(self) -> list[EnsembleStatus]:
+        """Desired and actual, by name."""
+        return [self.status(name) for name in sorted(self._wishes)]
+
+    def status(self, name: str) -> EnsembleStatus:
+        """Desired and actual of one name.
+
+        Raises:
+            EnsembleNotFound: nothing is desired under it.
+        """
+        wish = self._wish(name)
+        serving = self._serving(name)
+        return EnsembleStatus(
+            name=name,
+            source=wish.desired.source,
+            state="failed" if wish.error else "loading" if wish.is_loading else "serving",
+            version=serving.version if serving else None,
+            error=ItemError(code=wish.error.code, message=wish.error.message) if wish.error else None,
+        )
+
+    def serves(self, name: str) -> bool:
+        """Whether anything serves under this name."""
+        return self._serving(name) is not None
+
+    async def restore(self, sources: Sequence[str]) -> None:
+        """Load what the state file says; where there is none yet, `sources`, each under its bundle's own name.
+
+        After a restart a name whose source cannot be loaded serves its last good one.
+
+        Raises:
+            QuorumError: a source cannot be loaded, or nothing of the state file can.
+        """
+        kept = self._state.read() if self._state else None
+        if kept is None:
+            await self._seed(sources)
+            return
+        self._wishes = {name: _Wish(desired) for name, desired in kept.items()}
+        errors = [error for name in kept if (error := await self._restore_one(name)) is not None]
+        if errors and not self.registry.list():
+            raise errors[0]
+
+    async def _seed(self, sources: Sequence[str]) -> None:
+        bundles = [await read_source(source, self._resolve) for source in sources]
+        wishes = {
+            bundle.manifest.name: _Wish(Desired(source=_durable(source)))
+            for source, bundle in zip(sources, bundles, strict=True)
+        }
+        if len(wishes) < len(sources):
+            raise InvalidRequest("two of the bundles have the same name")
+        self._keep(wishes)
+        for (name, wish), bundle in zip(wishes.items(), bundles, strict=True):
+            await self._follow(name, wish, bundle)
+
+    async def _restore_one(self, name: str) -> QuorumError | None:
+        wish = self._wishes[name]
+        try:
+            await self._follow(name, wish)
+        except QuorumError as error:
+            good = wish.desired.last_good
+            if isinstance(error, Conflict):
+                return None  # somebody has changed it meanwhile
+            if good is None or good == wish.desired.source:
+                return error
+            try:
+                logger.warning("'%s' serves its last good source, %s", name, good)
+                self.registry.put(await self._load(name, good))
+            except QuorumError as older:
+                logger.error("'%s': nor can its last good source be loaded: %s", name, older.message)
+                return error
+        return None
+
+    async def put(self, name: str, source: str, *, wait: bool = True) -> Ensemble | None:
+        """Serve `source` under `name`; see the module's text.
+
+        Args:
+            name: of the ensemble.
+            source: a folder, a hub id, or "default".
+            wait: for the swap; else it goes on in the background, and None is returned.
+
+        Raises:
+            Conflict: a watched folder decides, or a later change came before this one's turn.
+            StateNotWritten: nothing has changed.
+            BundleError: the bundle cannot be used; what served before serves on.
+        """
+        self._refuse_watched(name)
+        before = self._wishes.get(name)
+        wish = _Wish(Desired(source=_durable(source), last_good=before.desired.last_good if before else None))
+        self._keep(self._wishes | {name: wish})
+        change = self._start(self._follow(name, wish))
+        # A caller that leaves does not undo the change.
+        return await asyncio.shield(change) if wait else None
+
+    def remove(self, name: str) -> None:
+        """Serve nothing under `name` any more; requests under way finish.
+
+        Raises:
+            EnsembleNotFound: nothing is desired under it.
+            Conflict: a watched folder decides.
+            StateNotWritten: nothing has changed.
+        """
+        self._wish(name)
+        self._refuse_watched(name)
+        self._keep({other: wish for other, wish in self._wishes.items() if other != name})
+        self.registry.remove(name)
+
+    async def watched(self, name: str, path: Path) -> None:
+        """Serve the bundle in `path` under `name`, as a watched folder says.
+
+        Raises:
+            BundleError: the bundle cannot be used; what served before serves on.
+        """
+        wish = _Wish(Desired(source=str(path)), is_watched=True)
+        self._wishes[name] = wish
+        await self._follow(name, wish)
+
+    async def stop(self) -> None:
+        """Leave changes that are under way."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _follow(self, name: str, wish: _Wish, bundle: Bundle | None = None) -> Ensemble:
+        """Load what is wished and swap it in, in its turn."""
+        async with self._turn:
+            if self._wishes.get(name) is not wish:
+                raise Conflict(f"a later change of '{name}' came before this one's turn")
+            started_s = time.monotonic()
+            try:
+                ensemble = await self._load(name, wish.desired.source, bundle)
+            except Exception as error:
+                ours = error if isinstance(error, QuorumError) else InternalError(f"{type(error).__name__}: {error}")
+                self._settle(name, wish, replace(wish, is_loading=False, error=ours))
+                self._observer.swap_finished(name, None, time.monotonic() - started_s, ours.code)
+                logger.error("'%s' cannot serve %s: %s: %s", name, wish.desired.source, ours.code, ours.message,
+                             exc_info=error if ours is not error else None)  # fmt: skip
+                raise ours from error
+            if self._wishes.get(name) is not wish:
+                self._free_when_idle(ensemble.version)
+                raise Conflict(f"'{name}' was changed again while this was loaded")
+            self.registry.put(ensemble)
+            desired = wish.desired.model_copy(update={"last_good": wish.desired.source})
+            self._settle(name, wish, replace(wish, desired=desired, is_loading=False))
+            elapsed_s = time.monotonic() - started_s
+            self._observer.swap_finished(name, ensemble.version, elapsed_s, None)
+            logger.info("'%s' serves version %s after %.1f s", name, ensemble.version, elapsed_s)
+            return ensemble
+
+    async def _load(self, name: str, source: str, bundle: Bundle | None = None) -> Ensemble:
+        bundle = bundle or await read_source(source, self._resolve)
+        same = self.registry.find(bundle.version)
+        return await load_ensemble(name, source, bundle, self._engine, same.loaded if same else None)
+
+    def _settle(self, name: str, wish: _Wish, settled: _Wish) -> None:
+        if self._wishes.get(name) is not wish:
+            return  # a later change has its own outcome
+        self._wishes[name] = settled
+        try:
+            self._write(self._wishes)
+        except QuorumError as error:  # it names the right source already; only the last good one is out of date
+            logger.error("%s", error.message)
+
+    def _keep(self, wishes: dict[str, _Wish]) -> None:
+        """Have the state file say this, and only then wish it."""
+        self._write(wishes)
+        self._wishes = wishes
+
+    def _write(self, wishes: dict[str, _Wish]) -> None:
+        if self._state is not None:
+            # What a watched folder says is read from there again.
+            self._state.write({name: wish.desired for name, wish in wishes.items() if not wish.is_watched})
+
+    def _free_when_idle(self, version: str) -> None:
+        """Free a version's weights, in its turn, unless it serves again by then."""
+
+        async def free() -> None:
+            async with self._turn:
+                if not self.registry.is_used(version):
+                    await self._engine.unload(version)
+
+        self._start(free())
+
+    def _start(self, work: Coroutine[Any, Any, _Outcome]) -> asyncio.Task[_Outcome]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        # An outcome that nobody waits for is in the status and in the log.
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return task
+
+    def _serving(self, name: str) -> Ensemble | None:
+        return next((ensemble for ensemble in self.registry.list() if ensemble.name == name), None)
+
+    def _wish(self, name: str) -> _Wish:
+        if name not in self._wishes:
+            raise EnsembleNotFound("no ensemble of this name is desired here; GET /v1/ensembles lists them")
+        return self._wishes[name]
+
+    def _refuse_watched(self, name: str) -> None:
+        wish = self._wishes.get(name)
+        if wish is not None and wish.is_watched:
+            raise Conflict(f"what '{name}' serves is decided by the watched folder: put a bundle there")
+
+
+def _durable(source: str) -> str:
+    """A folder by its absolute path: a restart may have another working directory."""
+    path = Path(source).expanduser()
+    return str(path.absolute()) if path.is_dir() else source
