@@ -20,6 +20,7 @@ from quorum_server.desired import StateFile
 from quorum_server.engine.pool import EnginePool
 from quorum_server.engine.supervised import Engine, SupervisedEngine
 from quorum_server.events import Observer
+from quorum_server.member_edits import MemberEditor
 from quorum_server.reconciler import Reconciler
 from quorum_server.registry import Ensemble
 from quorum_server.scheduler import Scheduler
@@ -71,6 +72,9 @@ class Runtime:
         self.reconciler = Reconciler(
             self._pool, resolve_bundle, StateFile(settings.state) if settings.state else None, observer
         )
+        # Beside the state file, which refers to them.
+        folder = settings.state.with_name(f"{settings.state.name}.bundles") if settings.state else None
+        self.member_editor = MemberEditor(self.reconciler, resolve_bundle, folder)
         self.registry = self.reconciler.registry
         self.service = ScoringService(
             self.registry,

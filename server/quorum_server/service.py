@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from quorum_client.errors import DeadlineExceeded
+from quorum_client.errors import DeadlineExceeded, RequestTooLarge
 from quorum_client.types import (
     CompareListResponse,
     CompareRequest,
@@ -157,7 +157,6 @@ class ScoringService:
             self._num_under_way -= 1
             if self._num_under_way == 0:
                 self._is_idle.set()
-        self._observer.answered(ensemble.context, response)
         return response
 
     async def _score(
@@ -168,11 +167,20 @@ class ScoringService:
         prepare: Callable[[ScoringContext, _Request], Any],
         finish: Callable[..., _Response],
     ) -> _Response:
-        check_text(request, self._max_text_chars)
+        self._check_text(request)
         work = await self._in_thread(_tokenize, prepare, ensemble.context, request, self._token_budget)
         self._observer.tokenized(ensemble.name, work.elapsed_s)
         scores = await self._scheduler.submit(ensemble.version, work.sequences, work.units)
-        return await self._in_thread(_finish, finish, ensemble.context, work, scores, call.request_id)
+        response: _Response = await self._in_thread(_finish, finish, ensemble.context, work, scores, call.request_id)
+        self._observer.answered(ensemble.context, work.prepared, scores.raw, response)
+        return response
+
+    def _check_text(self, request: ScoreRequest | RankRequest | CompareRequest) -> None:
+        try:
+            check_text(request, self._max_text_chars)
+        except RequestTooLarge:
+            self._observer.rejected("too_large")
+            raise
 
     async def _in_thread(self, function: Callable[..., _Result], *args: Any) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)

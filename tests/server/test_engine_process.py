@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -170,9 +171,9 @@ async def test_the_child_logs_at_the_servers_level(
     await process.start()
     await load(process, fake_bundle)
     await process.stop()
-    lines = [line for line in capfd.readouterr().err.splitlines() if "planted" in line]
-    assert [line.split()[2:] for line in lines] == [
-        [level.upper(), "quorum_model:", "planted", level]
+    records = [json.loads(line) for line in capfd.readouterr().err.splitlines() if "planted" in line]
+    assert [(record["level"], record["logger"], record["process"], record["message"]) for record in records] == [
+        (level.upper(), "quorum_model", "quorum-engine", f"planted {level}")
         for level in ("info", "warning")
         if level == "warning" or log_level == "info"
     ]
