@@ -13,7 +13,7 @@ from quorum_model.bundle.golden import read_golden
 from quorum_model.bundle.manifest import TrainingData
 from quorum_model.bundle.read import Bundle, read_bundle
 from quorum_model.errors import BundleError, Unsupported
-from quorum_model.member_scorer import load_member_scorer
+from quorum_model.loading import load_member_scorer
 from tests.server.tiny_bundle import encode_by_hand, make_bert_bundle, make_fake_bundle
 
 SEQUENCES = [encode_by_hand("Hi", text) for text in ("a", "Hello there", "What?")]
