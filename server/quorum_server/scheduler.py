@@ -25,6 +25,8 @@ from quorum_server.packing import Order, Unit, plan_pass
 
 _PASSES_AHEAD = 2
 """Most passes at one engine: the one under way and the next."""
+_MAX_PLANNED = 512
+"""Most requests that one plan looks at: thousands may wait, and planning holds the event loop up."""
 _ENDED = "the server is shutting down"
 
 
@@ -179,6 +181,9 @@ class Scheduler:
         jobs = [job for job in self._jobs.values() if job.waiting and not job.future.done()]
         order: Order = "arrival" if self._is_arrivals_turn else "least_served"
         self._is_arrivals_turn = not self._is_arrivals_turn
+        if order == "least_served":
+            jobs.sort(key=lambda job: job.served_tokens)
+        jobs = jobs[:_MAX_PLANNED]
         counts = plan_pass([job.as_waiting for job in jobs], self._token_budget, order)
         return [self._take(job, count) for job, count in zip(jobs, counts, strict=True) if count > 0]
 

@@ -236,3 +236,14 @@ def make_load_logging_scorer() -> Any:
 
 def make_load_slowly() -> Any:
     return load_slowly
+
+
+class OutOfMemoryError(RuntimeError):
+    """By its name, torch's."""
+
+
+def make_load_without_room() -> Any:
+    def load(bundle: Any, **_: Any) -> FakeScorer:
+        raise OutOfMemoryError("planted")
+
+    return load
