@@ -59,7 +59,7 @@ def serve(  # noqa: PLR0913 - the options of a command are its interface
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N.", show_default="auto")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float64.", show_default="auto")] = None,
     token_budget: Annotated[
-        int | None, typer.Option(help="Most tokens in one pass of the engine.", show_default="8192")
+        int | None, typer.Option(help="Most tokens in one pass of an engine.", show_default="tried at load")
     ] = None,
     devices: Annotated[str | None, typer.Option(help="Several, each with an engine of its own: cuda:0,cuda:1.")] = None,
     drain_s: Annotated[

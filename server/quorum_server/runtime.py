@@ -60,9 +60,7 @@ class Runtime:
         self.admission = Admission(
             max_tokens=settings.max_queued_tokens, max_bytes=settings.max_queued_bytes, observer=observer
         )
-        self._scheduler = Scheduler(
-            self._pool.engines, token_budget=settings.token_budget, admission=self.admission, observer=observer
-        )
+        self._scheduler = Scheduler(self._pool.engines, admission=self.admission, observer=observer)
         self._pool.on_change(self._scheduler.wake)
         self._scheduling: asyncio.Task[None] | None = None
         self._loading: asyncio.Task[None] | None = None
@@ -82,7 +80,6 @@ class Runtime:
             self.admission,
             self._threads,
             max_text_chars=settings.max_text_chars,
-            token_budget=settings.token_budget,
             observer=observer,
         )
 

@@ -35,7 +35,9 @@ class Settings(BaseSettings):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N")
     devices: str | None = Field(None, description="several, each with an engine of its own: cuda:0,cuda:1")
     dtype: str = Field("auto", description="auto, float32, bfloat16, float64")
-    token_budget: int = Field(8192, ge=1, description="most tokens in one pass of the engine")
+    token_budget: int | None = Field(
+        None, ge=1, description="most tokens in one pass of an engine; tried when an ensemble is loaded if left out"
+    )
     max_queued_tokens: int = Field(
         2_097_152, ge=1, description="most tokens accepted and not yet scored: 4,096 items of 512 tokens"
     )

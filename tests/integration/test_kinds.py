@@ -33,12 +33,21 @@ class InProcessEngine:
     async def stop(self) -> None:
         pass
 
-    async def load(self, path: Path, *, device: str, dtype: str, token_budget: int) -> Loaded:
+    async def load(self, path: Path, *, device: str, dtype: str, token_budget: int | None) -> Loaded:
         self._scorer: MemberScorer = load_member_scorer(
             read_bundle(path), device=device, dtype=dtype, token_budget=token_budget
         )
         scorer = self._scorer
-        return Loaded(0, scorer.version, scorer.num_members, scorer.device, scorer.dtype, str(scorer.attention))
+        return Loaded(
+            0,
+            scorer.version,
+            scorer.num_members,
+            scorer.device,
+            scorer.dtype,
+            str(scorer.attention),
+            scorer.token_budget,
+            scorer.shares_prefixes,
+        )
 
     async def score(self, version: str, sequences: Sequence[TokenIds]) -> Scores:
         scores = self._scorer.score([sequence.tolist() for sequence in sequences])

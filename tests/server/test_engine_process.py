@@ -280,6 +280,17 @@ async def test_a_bundle_that_changes_while_it_is_loaded_is_refused(fake_bundle: 
         await engine.stop()
 
 
+async def test_a_bundle_without_room_in_memory_says_so(fake_bundle: Path, tmp_path: Path) -> None:
+    engine = EngineProcess(loader="tests.server.fake_engine:make_load_without_room")
+    await engine.start()
+    try:
+        with pytest.raises(BundleError, match="not enough memory"):
+            await load(engine, fake_bundle)
+        assert engine.is_alive
+    finally:
+        await engine.stop()
+
+
 async def test_a_killed_child_is_noticed(engine: EngineProcess) -> None:
     await engine.ping()
     engine.kill()
