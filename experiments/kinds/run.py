@@ -77,6 +77,7 @@ def train(kind: str, out: Path, pairs: int) -> float:
         started = time.monotonic()
         before = float(clock.read_text()) if clock.exists() else 0.0
         if kind == "merged":
+            train("lora", out, pairs)
             calibration = sample(CALIBRATE, 300, out / "data")
             quorum("merge", str(out / "lora"), "--out", str(bundle), "--pairs", str(calibration))
         else:
