@@ -2,6 +2,7 @@
 
     PutEnsembleRequest  -> PUT /v1/ensembles/{name}  -> EnsembleInfo, or EnsembleStatus with 202
                            GET /v1/ensembles         -> EnsembleList
+    PutMemberRequest    -> PUT /v1/ensembles/{name}/members/{member}  -> EnsembleInfo
 
 Knows no HTTP and no torch.
 """
@@ -12,6 +13,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from quorum_client.modes import Mode
 from quorum_client.types import EnsembleInfo, ItemError, RequestModel, ResponseModel
 
 
@@ -40,3 +42,16 @@ class PutEnsembleRequest(RequestModel):
     """Body of PUT /v1/ensembles/{name}: serve this bundle under the name."""
 
     source: str = Field(min_length=1, max_length=4096, description="a folder, a hub id, or default")
+
+
+class PutMemberRequest(RequestModel):
+    """Body of PUT /v1/ensembles/{name}/members/{member}: take the member from another bundle.
+
+    member: its name there, if another one. What was fitted to the members together is dropped unless it is given.
+    """
+
+    source: str = Field(min_length=1, max_length=4096, description="a folder, a hub id, or default")
+    member: str | None = None
+    pair_temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
+    default_mode: Mode = "mean"
+    default_beta: float | None = Field(None, ge=0, allow_inf_nan=False)

@@ -10,32 +10,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from quorum_client.errors import InternalError, InvalidRequest
-from quorum_client.types import ItemError, ScoreResult
-
-# Codes for which the caller can do nothing: the engine's numbers are none, or it failed.
-_DEFECTS = frozenset({"non_finite_score", "scoring_failed"})
+from quorum_client.errors import InvalidRequest
+from quorum_client.types import ScoreResult
 
 
 def scores_of(results: Sequence[ScoreResult]) -> list[float]:
     """The rewards, in order.
 
     Raises:
-        InvalidRequest: an item could not be scored; which one and why, under the item's own code.
-        InternalError: the server had no finite score for an item.
+        InvalidRequest: an item has no score; which one and why, under the item's own code. Asking again would not help.
     """
     for index, result in enumerate(results):
         if result.error is not None:
-            raise _as_request_error(index, result.error)
+            failure = InvalidRequest(f"item {index}: {result.error.message}")
+            failure.code = result.error.code
+            raise failure
     return [result.score for result in results if result.score is not None]
-
-
-def _as_request_error(index: int, error: ItemError) -> InvalidRequest | InternalError:
-    message = f"item {index}: {error.message}"
-    failure = InternalError(message) if error.code in _DEFECTS else InvalidRequest(message)
-    if error.code not in _DEFECTS:
-        failure.code = error.code
-    return failure
 
 
 def sigmoid(x: float) -> float:

@@ -4,7 +4,7 @@
 
 All kinds learn from the same pairs (half from hh_harmless, half from alpaca_eval's train file), for the same epochs,
 on MiniLM-L6, and are evaluated by `quorum eval` on the same pairs of every file. Goes on where it stopped: what is in
---out is not made again. Writes results/kinds.json and results/kinds.md.
+--out, or has its figures in results/KIND.json, is not made again. Writes these and results/kinds.md, a table of them.
 """
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ def train(kind: str, out: Path, pairs: int) -> float:
         started = time.monotonic()
         before = float(clock.read_text()) if clock.exists() else 0.0
         if kind == "merged":
+            train("lora", out, pairs)
             calibration = sample(CALIBRATE, 300, out / "data")
             quorum("merge", str(out / "lora"), "--out", str(bundle), "--pairs", str(calibration))
         else:
@@ -119,7 +120,22 @@ def describe(bundle: Path) -> dict[str, int]:
 
 
 def row_of(kind: str, out: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Everything about one kind."""
+    """Everything about one kind: as it was measured, or measured now."""
+    target = HERE / "results" / f"{kind}.json"
+    budget = {"train_pairs": options.train_pairs, "eval_pairs": options.eval_pairs}
+    if target.exists():
+        kept: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))
+        if kept["budget"] != budget:
+            raise SystemExit(f"{target} is of another budget: {kept['budget']}")
+        return kept
+    row = {**measure(kind, out, options), "budget": budget, "environment": describe_environment()}
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
+    return row
+
+
+def measure(kind: str, out: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Train a kind, evaluate it, and gather its figures."""
     seconds = train(kind, out, options.train_pairs)
     report = evaluate(kind, out, options.eval_pairs)
     files = {}
@@ -180,17 +196,10 @@ def main() -> None:
     options = parser.parse_args()
     options.out = options.out.resolve()  # a config names its data from where it lies itself
     options.out.mkdir(parents=True, exist_ok=True)
-    rows = [row_of(kind, options.out, options) for kind in (*KINDS, "merged")]
-    (HERE / "results").mkdir(exist_ok=True)
-    budget = {
-        "train_pairs": options.train_pairs,
-        "eval_pairs": options.eval_pairs,
-        "environment": describe_environment(),
-    }
-    (HERE / "results" / "kinds.json").write_text(
-        json.dumps({**budget, "kinds": rows}, indent=2) + "\n", encoding="utf-8"
-    )
-    (HERE / "results" / "kinds.md").write_text(to_markdown(rows), encoding="utf-8")
+    rows = []
+    for kind in (*KINDS, "merged"):
+        rows.append(row_of(kind, options.out, options))
+        (HERE / "results" / "kinds.md").write_text(to_markdown(rows), encoding="utf-8")
     print((HERE / "results" / "kinds.md").read_text(encoding="utf-8"))
 
 

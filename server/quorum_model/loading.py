@@ -19,7 +19,7 @@ from torch import Tensor
 from quorum_model.adapters import AdapterState, merge_adapter, read_adapter
 from quorum_model.backbone import Backbone, cast_weights, load_backbone
 from quorum_model.bundle.files import hash_file
-from quorum_model.bundle.golden import read_golden
+from quorum_model.bundle.golden import check_apart, read_golden
 from quorum_model.bundle.parts import read_heads
 from quorum_model.bundle.read import Bundle
 from quorum_model.errors import BundleCorrupt, BundleError, HeadMissing, SelfTestFailed, Unsupported
@@ -270,3 +270,4 @@ def _self_test(scorer: MemberScorer, bundle: Bundle) -> None:
                 f"golden inputs scored {name} are off by {error:.3g} of a member's scale (allowed {tolerance:g}): "
                 "the weights or this machine's arithmetic are not what the bundle was made with"
             )
+    check_apart(expected, together, [member.name for member in bundle.manifest.members])

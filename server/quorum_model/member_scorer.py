@@ -56,8 +56,10 @@ class MemberScorer:
         store_bytes: int = 0,
     ) -> None:
         self._model = model
-        self._shares = share_prefixes and model.shares_prefixes
-        self._store = PrefixStore(store_bytes) if store_bytes and self._shares and model.stores_prefixes else None
+        self.shares_prefixes = share_prefixes and model.shares_prefixes
+        self._store = (
+            PrefixStore(store_bytes) if store_bytes and self.shares_prefixes and model.stores_prefixes else None
+        )
         self.token_budget = token_budget
         self.manifest: Manifest = bundle.manifest
         self.version = bundle.version
@@ -77,7 +79,7 @@ class MemberScorer:
             RequestTooLarge: a single sequence does not fit into the device's memory.
         """
         raw = np.empty((self.num_members, len(sequences)), dtype=np.float32)
-        waiting = plan_passes(sequences, self.token_budget, share=self._shares)[::-1]
+        waiting = plan_passes(sequences, self.token_budget, share=self.shares_prefixes)[::-1]
         computed_tokens = 0
         while waiting:
             current = waiting.pop()
@@ -116,7 +118,9 @@ class MemberScorer:
             raise RequestTooLarge(f"a text of {current.num_tokens} tokens does not fit into the device's memory")
         self.token_budget = max(1, min(self.token_budget, current.num_tokens) // 2)
         logger.warning("out of memory: passes of at most %d tokens from now on", self.token_budget)
-        again = plan_passes([sequences[index] for index in current.indices], self.token_budget, share=self._shares)
+        again = plan_passes(
+            [sequences[index] for index in current.indices], self.token_budget, share=self.shares_prefixes
+        )
         return [Pass([current.indices[index] for index in each.indices], each.row, each.num_tokens) for each in again]
 
 

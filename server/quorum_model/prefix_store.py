@@ -14,9 +14,12 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
+
+if TYPE_CHECKING:  # the server's parent plans with prefixes, and does without torch
+    from torch import Tensor
 
 BLOCK_TOKENS = 64
 

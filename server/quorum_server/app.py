@@ -11,30 +11,35 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from fastapi import FastAPI
 
 from quorum_server.engine.process import EngineProcess
 from quorum_server.engine.supervised import Engine
-from quorum_server.errors import add_error_handlers
-from quorum_server.events import Observer
+from quorum_server.errors import ERROR_RESPONSES, add_error_handlers
+from quorum_server.guard import KeyGuard
+from quorum_server.keys import load_keys, right_needed
 from quorum_server.limits import Limits
+from quorum_server.metrics import Metrics
 from quorum_server.middleware import RequestContext
-from quorum_server.routes import compare, ensembles, health, openrlhf, rank, score, sglang, tei, vllm
+from quorum_server.routes import compare, ensembles, health, metrics, openrlhf, rank, score, sglang, tei, vllm
 from quorum_server.runtime import Runtime
 from quorum_server.settings import Settings
 
 
-def create_app(
-    settings: Settings, make_engine: Callable[[], Engine] | None = None, observer: Observer | None = None
-) -> FastAPI:
+def create_app(settings: Settings, make_engine: Callable[[], Engine] | None = None) -> FastAPI:
     """The service as an ASGI application; its lifespan starts and ends the engines.
 
     Args:
         settings: see `Settings`.
         make_engine: gives a new engine, not started; by default one in a child process.
-        observer: is told of what happens.
+
+    Raises:
+        InvalidKeys: the API keys cannot be used.
     """
+    listed = None if settings.api_keys is None else settings.api_keys.get_secret_value()
+    keys = load_keys(listed, settings.api_keys_file)
     make_engine = make_engine or partial(
         EngineProcess, num_threads=settings.engine_threads, log_level=settings.log_level
     )
@@ -44,16 +49,40 @@ def create_app(
         version=_distribution_version(),
         lifespan=_lifespan,
     )
-    app.state.runtime = Runtime(settings, make_engine, observer)
-    app.state.settings = settings
+    app.state.metrics = watcher = Metrics()
+    app.state.runtime = runtime = Runtime(settings, make_engine, watcher)
+    watcher.watch(lambda: runtime.admission.held_tokens, runtime.registry.list)
+    app.state.max_queued_tokens = settings.max_queued_tokens
+    app.state.tokenizer_threads = settings.tokenizer_threads
     app.state.limits = Limits(settings.max_body_bytes, settings.max_items)
-    app.add_middleware(RequestContext)
+    app.state.bundle_roots = settings.bundle_roots
+    app.state.needs_key = bool(keys)
+    app.add_middleware(KeyGuard, keys=keys, observer=watcher)
+    app.add_middleware(RequestContext, metrics=watcher)  # added last, so outermost
     add_error_handlers(app)
-    for module in (score, rank, compare, ensembles, health, openrlhf, vllm, sglang, tei):
-        app.include_router(module.router)
-    for router in (ensembles.editing, vllm.listing, sglang.listing, tei.information):
-        app.include_router(router)
+    app.include_router(health.router)
+    closed = (score, rank, compare, ensembles, metrics, openrlhf, vllm, sglang, tei)
+    for router in (
+        *(module.router for module in closed),
+        ensembles.editing,
+        vllm.listing,
+        sglang.listing,
+        tei.information,
+    ):
+        app.include_router(router, responses={status: ERROR_RESPONSES[status] for status in (401, 403)})
+    if keys:
+        _document_keys(app.openapi())
     return app
+
+
+def _document_keys(openapi: dict[str, Any]) -> None:
+    """Say in the OpenAPI document, which FastAPI keeps once it is made, where keys go and what needs none."""
+    openapi["components"]["securitySchemes"] = {name: {"type": "http", "scheme": name} for name in ("bearer", "basic")}
+    openapi["security"] = [{"bearer": []}, {"basic": []}]
+    for path, operations in openapi["paths"].items():
+        for method, operation in operations.items():
+            if right_needed(method.upper(), path) is None:
+                operation["security"] = []
 
 
 @asynccontextmanager

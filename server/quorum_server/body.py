@@ -22,11 +22,12 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.requests import ClientDisconnect
 
-from quorum_client.errors import MalformedJSON, RequestTooLarge
+from quorum_client.errors import DeadlineExceeded, MalformedJSON, RequestTooLarge
 from quorum_server.admission import Admission
 from quorum_server.deadline import deadline_of, keep_deadline
 from quorum_server.errors import invalid_request
 from quorum_server.limits import Limits, check_items
+from quorum_server.metrics import Metrics
 
 _Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -45,13 +46,21 @@ class JsonRoute(APIRoute):
         model: type[BaseModel] = self.body_field.field_info.annotation  # type: ignore[assignment]
 
         async def read_then_handle(request: Request) -> Response:
+            metrics: Metrics = request.app.state.metrics
             admission: Admission = request.app.state.runtime.admission
-            with admission.hold_bytes() as hold:
+            with metrics.in_flight.track_inprogress(), admission.hold_bytes() as hold:
                 try:
                     async with keep_deadline(deadline_of(request)):
                         value = await _read_value(request, model, hold)
                 except ClientDisconnect:
+                    metrics.rejected("disconnected")
                     return Response(status_code=_CLIENT_CLOSED_REQUEST)  # nobody reads it
+                except DeadlineExceeded:
+                    metrics.rejected("deadline")
+                    raise
+                except RequestTooLarge:
+                    metrics.rejected("too_large")
+                    raise
                 return await _race_disconnect(request, handle(_ParsedRequest(request, value)))
 
         return read_then_handle

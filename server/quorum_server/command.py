@@ -8,7 +8,10 @@ Knows nothing of scoring.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
+import os
+import shlex
 import signal
 import socket
 import sys
@@ -18,6 +21,8 @@ from typing import Annotated, Any
 
 import typer
 import uvicorn
+from fastapi import FastAPI
+from huggingface_hub import constants as hub_constants
 from pydantic import ValidationError
 
 from quorum_client.errors import QuorumError
@@ -41,31 +46,36 @@ _CLOSE_S = 5
 """After draining: for answers that are still being written to slow clients."""
 
 
-def serve(  # noqa: PLR0913, PLR0917 - the options of a command line
+def serve(  # noqa: PLR0913 - the options of a command are its interface
+    *,
     bundle: Annotated[
         list[str] | None,
         typer.Option(help="A folder, a hub id, or default; more than once for several.", show_default="default"),
     ] = None,
-    state: Annotated[
-        Path | None, typer.Option(help="File that keeps what is to serve over restarts.", show_default=False)
-    ] = None,
-    watch: Annotated[
-        Path | None, typer.Option(help="Folder: the newest bundle of each name in it serves.", show_default=False)
-    ] = None,
+    state: Annotated[Path | None, typer.Option(help="File that keeps what is to serve over restarts.")] = None,
+    watch: Annotated[Path | None, typer.Option(help="Folder: the newest bundle of each name in it serves.")] = None,
     host: Annotated[str | None, typer.Option(show_default="127.0.0.1")] = None,
     port: Annotated[int | None, typer.Option(help="0 takes a free one.", show_default="8000")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N.", show_default="auto")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float64.", show_default="auto")] = None,
     token_budget: Annotated[
-        int | None, typer.Option(help="Most tokens in one pass of the engine.", show_default="8192")
+        int | None, typer.Option(help="Most tokens in one pass of an engine.", show_default="tried at load")
     ] = None,
-    devices: Annotated[
-        str | None, typer.Option(help="Several, each with an engine of its own: cuda:0,cuda:1.", show_default=False)
-    ] = None,
+    devices: Annotated[str | None, typer.Option(help="Several, each with an engine of its own: cuda:0,cuda:1.")] = None,
     drain_s: Annotated[
         int | None, typer.Option(help="Seconds that requests may take to finish after SIGTERM.", show_default="30")
     ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning, error.", show_default="info")] = None,
+    api_keys_file: Annotated[Path | None, typer.Option(help="API keys, one a line: score:KEY or admin:KEY.")] = None,
+    allow_anonymous: Annotated[
+        bool | None, typer.Option("--allow-anonymous", help="Listen beyond this machine without API keys.")
+    ] = None,
+    bundle_roots: Annotated[
+        list[Path] | None,
+        typer.Option("--bundle-root", help="A folder that requests may load bundles from; repeatable."),
+    ] = None,
+    ssl_certfile: Annotated[Path | None, typer.Option(help="Certificate chain in PEM: HTTPS only.")] = None,
+    ssl_keyfile: Annotated[Path | None, typer.Option(help="Its private key in PEM.")] = None,
 ) -> None:
     """Serve an ensemble over HTTP.
 
@@ -84,6 +94,11 @@ def serve(  # noqa: PLR0913, PLR0917 - the options of a command line
         "devices": devices,
         "drain_s": drain_s,
         "log_level": log_level,
+        "api_keys_file": api_keys_file,
+        "allow_anonymous": allow_anonymous,
+        "bundle_roots": bundle_roots or None,
+        "ssl_certfile": ssl_certfile,
+        "ssl_keyfile": ssl_keyfile,
     }
     try:
         given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
@@ -105,17 +120,57 @@ def run(settings: Settings, make_engine: Callable[[], Engine] | None = None) -> 
         make_engine: see `create_app`.
 
     Returns:
-        The exit status: 0 after a signal, 1 where the address is taken or the ensemble cannot be loaded.
+        The exit status: 0 after a signal, 1 where the address is taken or must not be taken, where keys, certificate
+        or ensemble cannot be loaded.
     """
+    _forbid_telemetry()
+    try:
+        app = create_app(settings, make_engine)
+    except QuorumError as error:
+        return _fail(f"{error.code}: {error.message}")
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,  # see the middleware's
+        timeout_graceful_shutdown=_CLOSE_S,
+        ssl_certfile=settings.ssl_certfile,
+        ssl_keyfile=settings.ssl_keyfile,
+    )
+    try:
+        config.load()
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        return _fail(f"cannot use the certificate: {error}")
     try:
         listener = _listen(settings.host, settings.port)
     except OSError as error:
-        print(f"error: cannot listen on {settings.host}:{settings.port}: {error.strerror}", file=sys.stderr)
-        return 1
-    app = create_app(settings, make_engine)
-    config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=_CLOSE_S)
+        return _fail(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}")
+    if not (app.state.needs_key or settings.allow_anonymous or _is_loopback(listener)):
+        listener.close()
+        return _fail(
+            f"whoever reaches {settings.host} could use this server: give --api-keys-file FILE, "
+            "or --allow-anonymous where the network is closed to others"
+        )
+    serving = _serve(
+        uvicorn.Server(config), app.state.runtime, listener, settings.drain_s, _curl_options(app, settings)
+    )
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        return runner.run(_serve(uvicorn.Server(config), app.state.runtime, listener, settings.drain_s))
+        return runner.run(serving)
+
+
+def _fail(reason: str) -> int:
+    print(f"error: {reason}", file=sys.stderr, flush=True)
+    return 1
+
+
+def _forbid_telemetry() -> None:
+    """Switch off what libraries would tell their makers, here and in the engine's process."""
+    os.environ.update(DO_NOT_TRACK="1", HF_HUB_DISABLE_TELEMETRY="1", GRADIO_ANALYTICS_ENABLED="False")
+    hub_constants.HF_HUB_DISABLE_TELEMETRY = True  # it read the environment when it was imported
+
+
+def _is_loopback(listener: socket.socket) -> bool:
+    """Whether only this machine reaches it; asked of the address that a name like localhost came to."""
+    return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -127,7 +182,9 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def _serve(server: uvicorn.Server, runtime: Runtime, listener: socket.socket, drain_s: float) -> int:
+async def _serve(
+    server: uvicorn.Server, runtime: Runtime, listener: socket.socket, drain_s: float, curl_options: Sequence[str]
+) -> int:
     """Serve until a signal, then drain; a second signal ends at once."""
     loop = asyncio.get_running_loop()
     ending = asyncio.Event()
@@ -146,7 +203,8 @@ async def _serve(server: uvicorn.Server, runtime: Runtime, listener: socket.sock
     try:
         await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
-            print(welcome(loading.result(), address[0], address[1]), flush=True)
+            scheme = "https" if server.config.is_ssl else "http"
+            print(welcome(loading.result(), address[0], address[1], scheme, curl_options), flush=True)
         await serving
     except QuorumError as error:
         print(f"error: {error.code}: {error.message}", file=sys.stderr, flush=True)
@@ -168,10 +226,22 @@ async def _drain(ending: asyncio.Event, server: uvicorn.Server, runtime: Runtime
     server.should_exit = True
 
 
-def welcome(ensembles: Sequence[Ensemble], host: str, port: int) -> str:
+def _curl_options(app: FastAPI, settings: Settings) -> list[str]:
+    """What curl needs to come in: never a key itself, but the variable that the client reads it from too."""
+    options = []
+    if settings.ssl_certfile is not None:
+        options.append(f"--cacert {shlex.quote(str(settings.ssl_certfile))}")
+    if app.state.needs_key:
+        options.append('-H "Authorization: Bearer $QUORUM_API_KEY"')
+    return options
+
+
+def welcome(
+    ensembles: Sequence[Ensemble], host: str, port: int, scheme: str = "http", curl_options: Sequence[str] = ()
+) -> str:
     """What a ready server prints: its address, and a curl line that works as it stands."""
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared with, not bound to
-    url = f"http://{f'[{reachable}]' if ':' in reachable else reachable}:{port}"
+    url = f"{scheme}://{f'[{reachable}]' if ':' in reachable else reachable}:{port}"
     lines = [
         f"Quorum serves '{one.name}' (version {one.version}, {one.manifest.kind}, {one.loaded.num_members} members, "
         f"{one.loaded.dtype} on {one.loaded.device}, {one.loaded.attention}) at {url}"
@@ -180,5 +250,6 @@ def welcome(ensembles: Sequence[Ensemble], host: str, port: int) -> str:
     lines.append(f"Documentation: {url}/docs")
     if ensembles:
         example = EXAMPLE if len(ensembles) == 1 else EXAMPLE | {"ensemble": ensembles[0].name}
-        lines += ["Try it:", f"curl -s {url}/score -d '{json.dumps(example)}'"]
+        curl = " ".join(["curl -s", *curl_options])
+        lines += ["Try it:", f"{curl} {url}/score -d '{json.dumps(example)}'"]
     return "\n".join(lines)

@@ -18,18 +18,24 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from quorum_client.errors import InternalError, InvalidRequest, QuorumError
+from quorum_client.errors import InternalError, InvalidRequest, QuorumError, Unauthorized
 from quorum_client.types import ErrorBody, ErrorResponse
+from quorum_server.request_record import current_record
 
 logger = logging.getLogger(__name__)
 
 _MAX_PROBLEMS = 3
 _FIELD_NAME = re.compile(r"[A-Za-z0-9_.-]{1,40}")
 
+# A browser asks its user for name and password, and so /docs opens too.
+_CHALLENGE = 'Basic realm="Quorum, the key as the password", Bearer'
+
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": description}
     for status, description in {
         400: "The body is not JSON",
+        401: "No API key, or one that is not known",
+        403: "The API key may not do this",
         404: "No such ensemble, version or route",
         409: "Something else decides this, or a later change came first",
         413: "The body, the number of items or the text is beyond a limit",
@@ -59,12 +65,17 @@ class MethodNotAllowed(QuorumError):
 
 def error_response(error: QuorumError, request_id: str) -> Response:
     """The response that tells a client of `error`."""
+    record = current_record()
+    if record is not None:
+        record.error = error.code
     message = error.message
     if error.status >= 500 and isinstance(error, InternalError):
         logger.error("request %s: %s", request_id, error.message, exc_info=error)
         message = "internal error; the server's log has its details under this request id"
     body = ErrorBody(code=error.code, message=message, retryable=error.retryable, request_id=request_id)
     headers = {}
+    if isinstance(error, Unauthorized):
+        headers["www-authenticate"] = _CHALLENGE
     if error.retry_after_s is not None:
         headers["retry-after"] = str(math.ceil(error.retry_after_s))
     return Response(

@@ -8,13 +8,18 @@ The only way from the service's core to its metrics; the core knows no metric, a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from quorum_client.types import CompareListResponse, CompareResponse, RankResponse, ScoreResponse
-from quorum_model.scoring import ScoringContext
+from quorum_model.scoring import PreparedComparisons, PreparedRewards, ScoringContext
 
-Rejection = Literal["queue_tokens", "queue_bytes", "too_large", "draining", "deadline", "disconnected"]
-"""Why a scoring request got no scores although nothing was wrong with it but its size or its time."""
+Rejection = Literal[
+    "queue_tokens", "queue_bytes", "too_large", "draining", "deadline", "disconnected", "unauthorized", "forbidden"
+]
+"""Why a request was turned away although nothing was wrong with it but its size, its time or its key."""
 
 RestartReason = Literal["died", "hung"]
 
@@ -50,9 +55,18 @@ class Observer:
     def answered(
         self,
         context: ScoringContext,
+        prepared: PreparedRewards | PreparedComparisons,
+        raw: NDArray[np.floating[Any]],
         response: ScoreResponse | RankResponse | CompareResponse | CompareListResponse,
     ) -> None:
-        """A request got this answer from the ensemble of `context`."""
+        """A request got this answer from the ensemble of `context`.
+
+        Args:
+            context: the ensemble's.
+            prepared: the request, as it was finished.
+            raw: scores of its sequences before calibration, shape (K, S).
+            response: the answer.
+        """
 
     def rejected(self, reason: Rejection) -> None:
         """A request was refused, or left before it was scored."""

@@ -49,7 +49,7 @@ class Part:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of its sequences."""
+        """Tokens that an engine computes for it, at most."""
         return sum(unit.num_tokens for unit in self.units)
 
 
@@ -57,11 +57,13 @@ class Part:
 class Job:
     """A request in the queue.
 
-    version: the ensemble's. sequences: B. waiting: units not sent yet. suspects: parts that an engine was lost with,
-    and that wait to be sent once more. queued_s: when it came. served_tokens: sent so far. num_answered: sequences.
+    version: the ensemble's. token_budget: of a pass of it. sequences: B. waiting: units not sent yet. suspects: parts
+    that an engine was lost with, and that wait to be sent once more. queued_s: when it came. served_tokens: sent so
+    far. num_answered: sequences.
     """
 
     version: str
+    token_budget: int
     sequences: Sequence[TokenIds]
     waiting: deque[Unit]
     future: asyncio.Future[JobScores]
@@ -77,7 +79,7 @@ class Job:
     @property
     def as_waiting(self) -> Waiting:
         """Its part in the plan of a pass."""
-        return Waiting(self.version, (unit.num_tokens for unit in self.waiting), self.served_tokens)
+        return Waiting(self.version, self.token_budget, (unit.num_tokens for unit in self.waiting), self.served_tokens)
 
     @property
     def waiting_tokens(self) -> int:

@@ -73,7 +73,7 @@ async def load_ensemble(
             await engine.unload(now.version)
         raise error
     assert isinstance(context, ScoringContext)
-    return Ensemble(source, context, now, int(time.time()))
+    return Ensemble(source, bundle.path, context, now, int(time.time()))
 
 
 async def _hold(loaded: Loaded) -> Loaded:

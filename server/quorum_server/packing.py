@@ -16,6 +16,7 @@ from typing import Literal
 
 import numpy as np
 
+from quorum_model.prefixes import MIN_SHARED_TOKENS
 from quorum_server.engine.messages import TokenIds
 
 Order = Literal["arrival", "least_served"]
@@ -27,7 +28,10 @@ _MAX_MISFITS = 16
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Sequences of one request that are scored in one pass. indices: their places in the request."""
+    """Sequences of one request that are scored in one pass.
+
+    indices: their places in the request. num_tokens: that an engine computes for them, at most.
+    """
 
     indices: tuple[int, ...]
     num_tokens: int
@@ -35,14 +39,19 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A request's part in the plan. sizes: tokens of its waiting units, of at least one. served_tokens: sent so far."""
+    """A request's part in the plan.
+
+    token_budget: most tokens in a pass of its version. sizes: tokens of its waiting units, of at least one.
+    served_tokens: sent so far.
+    """
 
     version: str
+    token_budget: int
     sizes: Iterable[int]
     served_tokens: int
 
 
-def cut_units(sequences: Sequence[TokenIds], token_budget: int) -> list[Unit]:
+def cut_units(sequences: Sequence[TokenIds], token_budget: int, *, shares_prefixes: bool = False) -> list[Unit]:
     """Cut a request into units: candidates of one prompt stay together, so that a pass can share their prefix.
 
     Told by the token ids alone, so that it holds for every protocol: neighbours in lexicographic order belong together
@@ -52,6 +61,8 @@ def cut_units(sequences: Sequence[TokenIds], token_budget: int) -> list[Unit]:
     Args:
         sequences: B >= 1 non-empty ones.
         token_budget: most tokens in one pass.
+        shares_prefixes: whether the engine computes what sequences of a pass begin with in common once: then it counts
+            once here.
 
     Returns:
         Units with each index once, those of the request's first sequences first.
@@ -63,10 +74,11 @@ def cut_units(sequences: Sequence[TokenIds], token_budget: int) -> list[Unit]:
     current = [order[0]]
     used = len(sequences[order[0]])
     for before, index in pairwise(order):
-        length = len(sequences[index])
-        if used + length <= token_budget and _share_half(sequences[before], sequences[index]):
+        length, shared = len(sequences[index]), _common_prefix(sequences[before], sequences[index])
+        cost = length - max(0, shared - MIN_SHARED_TOKENS + 1) if shares_prefixes else length
+        if used + cost <= token_budget and 2 * shared >= min(length, len(sequences[before])):
             current.append(index)
-            used += length
+            used += cost
             continue
         units.append(Unit(tuple(current), used))
         current, used = [index], length
@@ -74,21 +86,21 @@ def cut_units(sequences: Sequence[TokenIds], token_budget: int) -> list[Unit]:
     return sorted(units, key=lambda unit: min(unit.indices))
 
 
-def _share_half(a: TokenIds, b: TokenIds) -> bool:
-    half = (min(len(a), len(b)) + 1) // 2
-    return bool(np.array_equal(a[:half], b[:half]))
+def _common_prefix(a: TokenIds, b: TokenIds) -> int:
+    length = min(len(a), len(b))
+    different = np.flatnonzero(a[:length] != b[:length])
+    return int(different[0]) if len(different) else length
 
 
-def plan_pass(waiting: Sequence[Waiting], token_budget: int, order: Order) -> list[int]:
-    """Fill one pass with units of one version.
+def plan_pass(waiting: Sequence[Waiting], order: Order) -> list[int]:
+    """Fill one pass with units of one version, up to that version's budget.
 
     The first unit in `order` always goes, and what it and its followers leave free is filled by later, smaller units.
     So where every second pass goes by arrival no request starves: the oldest one moves on each time. By least served,
     a small request does not wait for the whole of a large one.
 
     Args:
-        waiting: in order of arrival.
-        token_budget: most tokens in the pass, unless its first unit alone is larger: that one has the pass to itself.
+        waiting: in order of arrival. A first unit that is larger than the budget has the pass to itself.
         order: see `Order`.
 
     Returns:
@@ -101,6 +113,7 @@ def plan_pass(waiting: Sequence[Waiting], token_budget: int, order: Order) -> li
     heapq.heapify(heap)
     used = misfits = 0
     pass_version: str | None = None
+    token_budget = 1
     while heap and used < token_budget and misfits <= _MAX_MISFITS:
         served, index, version = heapq.heappop(heap)
         if pass_version not in (None, version):
@@ -111,7 +124,7 @@ def plan_pass(waiting: Sequence[Waiting], token_budget: int, order: Order) -> li
         if used > 0 and used + size > token_budget:
             misfits += 1  # this request waits: a later unit of it must not overtake this one
             continue
-        pass_version = version
+        pass_version, token_budget = version, waiting[index].token_budget
         counts[index] += 1
         used += size
         heapq.heappush(heap, (served + size if is_fair else 0, index, version))

@@ -110,6 +110,7 @@ class Reconciler:
         if kept is None:
             await self._seed(sources)
             return
+        logger.info("what serves is read from the state file; the bundles of the command line are for its first start")
         self._wishes = {name: _Wish(desired) for name, desired in kept.items()}
         errors = [error for name in kept if (error := await self._restore_one(name)) is not None]
         if errors and not self.registry.list():

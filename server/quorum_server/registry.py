@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from quorum_client.errors import EnsembleNotFound, InvalidRequest, NotReady
 from quorum_client.modes import resolve_beta
@@ -25,11 +26,12 @@ from quorum_server.engine.messages import Loaded
 class Ensemble:
     """A loaded ensemble.
 
-    source: as it was named. context: its manifest has the name that it serves under, which may not be the bundle's own.
-    loaded: the engine's word on it. created_s: Unix time of loading.
+    source: as it was named. path: the bundle's folder. context: its manifest has the name that it serves under, which
+    may not be the bundle's own. loaded: the engine's word on it. created_s: Unix time of loading.
     """
 
     source: str
+    path: Path
     context: ScoringContext
     loaded: Loaded
     created_s: int

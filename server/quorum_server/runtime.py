@@ -20,6 +20,7 @@ from quorum_server.desired import StateFile
 from quorum_server.engine.pool import EnginePool
 from quorum_server.engine.supervised import Engine, SupervisedEngine
 from quorum_server.events import Observer
+from quorum_server.member_edits import MemberEditor
 from quorum_server.reconciler import Reconciler
 from quorum_server.registry import Ensemble
 from quorum_server.scheduler import Scheduler
@@ -59,9 +60,7 @@ class Runtime:
         self.admission = Admission(
             max_tokens=settings.max_queued_tokens, max_bytes=settings.max_queued_bytes, observer=observer
         )
-        self._scheduler = Scheduler(
-            self._pool.engines, token_budget=settings.token_budget, admission=self.admission, observer=observer
-        )
+        self._scheduler = Scheduler(self._pool.engines, admission=self.admission, observer=observer)
         self._pool.on_change(self._scheduler.wake)
         self._scheduling: asyncio.Task[None] | None = None
         self._loading: asyncio.Task[None] | None = None
@@ -71,6 +70,9 @@ class Runtime:
         self.reconciler = Reconciler(
             self._pool, resolve_bundle, StateFile(settings.state) if settings.state else None, observer
         )
+        # Beside the state file, which refers to them.
+        folder = settings.state.with_name(f"{settings.state.name}.bundles") if settings.state else None
+        self.member_editor = MemberEditor(self.reconciler, resolve_bundle, folder)
         self.registry = self.reconciler.registry
         self.service = ScoringService(
             self.registry,
@@ -78,7 +80,6 @@ class Runtime:
             self.admission,
             self._threads,
             max_text_chars=settings.max_text_chars,
-            token_budget=settings.token_budget,
             observer=observer,
         )
 

@@ -25,6 +25,8 @@ from quorum_server.packing import Order, Unit, plan_pass
 
 _PASSES_AHEAD = 2
 """Most passes at one engine: the one under way and the next."""
+_MAX_PLANNED = 512
+"""Most requests that one plan looks at: thousands may wait, and planning holds the event loop up."""
 _ENDED = "the server is shutting down"
 
 
@@ -57,7 +59,6 @@ class Scheduler:
 
     Args:
         engines: at least one; each scores any version.
-        token_budget: most tokens in one pass.
         admission: refuses work beyond a bound.
         observer: is told of passes and waiting times.
     """
@@ -66,12 +67,10 @@ class Scheduler:
         self,
         engines: Sequence[ScoringEngine],
         *,
-        token_budget: int,
         admission: Admission,
         observer: Observer | None = None,
     ) -> None:
         self._lanes = [_Lane(index, engine) for index, engine in enumerate(engines)]
-        self._token_budget = token_budget
         self._admission = admission
         self._observer = observer or Observer()
         self._jobs: dict[int, Job] = {}  # in order of arrival; unanswered ones only
@@ -86,17 +85,25 @@ class Scheduler:
         """Requests accepted and not yet answered."""
         return len(self._jobs)
 
+    @property
+    def _full_pass(self) -> int:
+        """Tokens that fill the next pass, about: of the version that has waited longest."""
+        return next(iter(self._jobs.values())).token_budget if self._jobs else 1
+
     def wake(self) -> None:
         """Look again: an engine has become ready, or has failed."""
         self._wake.set()
 
-    async def submit(self, version: str, sequences: Sequence[TokenIds], units: Sequence[Unit]) -> JobScores:
+    async def submit(
+        self, version: str, sequences: Sequence[TokenIds], units: Sequence[Unit], token_budget: int
+    ) -> JobScores:
         """Queue sequences and wait for their scores; a cancelled caller leaves the queue at once.
 
         Args:
             version: the ensemble version to score with.
             sequences: B >= 1 non-empty sequences.
             units: see `cut_units`.
+            token_budget: most tokens in a pass of this version.
 
         Raises:
             ValueError: no sequences, or an empty one.
@@ -110,7 +117,7 @@ class Scheduler:
             raise NotReady(_ENDED)
         loop = asyncio.get_running_loop()
         with self._admission.hold_tokens(sum(map(len, sequences))):
-            job = Job(version, sequences, deque(units), loop.create_future(), loop.time())
+            job = Job(version, token_budget, sequences, deque(units), loop.create_future(), loop.time())
             self._jobs[id(job)] = job
             self._waiting_tokens += sum(unit.num_tokens for unit in units)
             self.wake()
@@ -161,7 +168,7 @@ class Scheduler:
         lane = min(lanes, key=lambda lane: (lane.num_passes, lane.num_tokens), default=None)
         if lane is None or lane.num_passes >= _PASSES_AHEAD:
             return None
-        if lane.num_passes > 0 and self._waiting_tokens < self._token_budget:
+        if lane.num_passes > 0 and self._waiting_tokens < self._full_pass:
             return None
         return lane
 
@@ -179,7 +186,10 @@ class Scheduler:
         jobs = [job for job in self._jobs.values() if job.waiting and not job.future.done()]
         order: Order = "arrival" if self._is_arrivals_turn else "least_served"
         self._is_arrivals_turn = not self._is_arrivals_turn
-        counts = plan_pass([job.as_waiting for job in jobs], self._token_budget, order)
+        if order == "least_served":
+            jobs.sort(key=lambda job: job.served_tokens)
+        jobs = jobs[:_MAX_PLANNED]
+        counts = plan_pass([job.as_waiting for job in jobs], order)
         return [self._take(job, count) for job, count in zip(jobs, counts, strict=True) if count > 0]
 
     def _take(self, job: Job, count: int) -> Part:
@@ -203,10 +213,10 @@ class Scheduler:
             for part in parts:
                 part.job.deliver_failure(part.indices, error)
         else:
-            now_s = loop.time()
-            self._admission.measure(num_tokens, now_s - max(sent_s, lane.free_s), len(self._lanes))
+            now_s, submitted = loop.time(), sum(map(len, sequences))
+            self._admission.measure(submitted, now_s - max(sent_s, lane.free_s), len(self._lanes))
             self._observer.pass_finished(
-                PassReport(lane.index, version, len(sequences), num_tokens, scores.computed_tokens, now_s - sent_s)
+                PassReport(lane.index, version, len(sequences), submitted, scores.computed_tokens, now_s - sent_s)
             )
             _deliver(parts, scores)
         finally:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from quorum_client.errors import DeadlineExceeded
+from quorum_client.errors import DeadlineExceeded, RequestTooLarge
 from quorum_client.types import (
     CompareListResponse,
     CompareRequest,
@@ -80,7 +80,6 @@ class ScoringService:
         admission: what is asked before any work.
         threads: runs tokenising and the arithmetic after the engine.
         max_text_chars: most characters to tokenise for one request.
-        token_budget: most tokens in one pass.
         observer: is told of what was answered.
     """
 
@@ -92,7 +91,6 @@ class ScoringService:
         threads: Executor,
         *,
         max_text_chars: int,
-        token_budget: int,
         observer: Observer | None = None,
     ) -> None:
         self._registry = registry
@@ -100,7 +98,6 @@ class ScoringService:
         self._admission = admission
         self._threads = threads
         self._max_text_chars = max_text_chars
-        self._token_budget = token_budget
         self._observer = observer or Observer()
         self._num_under_way = 0
         self._is_idle = asyncio.Event()
@@ -157,7 +154,6 @@ class ScoringService:
             self._num_under_way -= 1
             if self._num_under_way == 0:
                 self._is_idle.set()
-        self._observer.answered(ensemble.context, response)
         return response
 
     async def _score(
@@ -168,23 +164,33 @@ class ScoringService:
         prepare: Callable[[ScoringContext, _Request], Any],
         finish: Callable[..., _Response],
     ) -> _Response:
-        check_text(request, self._max_text_chars)
-        work = await self._in_thread(_tokenize, prepare, ensemble.context, request, self._token_budget)
+        self._check_text(request)
+        work = await self._in_thread(_tokenize, prepare, ensemble, request)
         self._observer.tokenized(ensemble.name, work.elapsed_s)
-        scores = await self._scheduler.submit(ensemble.version, work.sequences, work.units)
-        return await self._in_thread(_finish, finish, ensemble.context, work, scores, call.request_id)
+        scores = await self._scheduler.submit(
+            ensemble.version, work.sequences, work.units, ensemble.loaded.token_budget
+        )
+        response: _Response = await self._in_thread(_finish, finish, ensemble.context, work, scores, call.request_id)
+        self._observer.answered(ensemble.context, work.prepared, scores.raw, response)
+        return response
+
+    def _check_text(self, request: ScoreRequest | RankRequest | CompareRequest) -> None:
+        try:
+            check_text(request, self._max_text_chars)
+        except RequestTooLarge:
+            self._observer.rejected("too_large")
+            raise
 
     async def _in_thread(self, function: Callable[..., _Result], *args: Any) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
 
-def _tokenize(
-    prepare: Callable[[ScoringContext, _Request], Any], context: ScoringContext, request: _Request, token_budget: int
-) -> _Work:
+def _tokenize(prepare: Callable[[ScoringContext, _Request], Any], ensemble: Ensemble, request: _Request) -> _Work:
     started_s = time.perf_counter()
-    prepared = prepare(context, request)
+    prepared = prepare(ensemble.context, request)
     sequences = [np.array(ids, dtype=np.int32) for ids in prepared.sequences]
-    units = cut_units(sequences, token_budget)
+    loaded = ensemble.loaded
+    units = cut_units(sequences, loaded.token_budget, shares_prefixes=loaded.shares_prefixes)
     return _Work(prepared, sequences, units, time.perf_counter() - started_s)
 
 

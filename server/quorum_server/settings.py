@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -35,7 +35,9 @@ class Settings(BaseSettings):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N")
     devices: str | None = Field(None, description="several, each with an engine of its own: cuda:0,cuda:1")
     dtype: str = Field("auto", description="auto, float32, bfloat16, float64")
-    token_budget: int = Field(8192, ge=1, description="most tokens in one pass of the engine")
+    token_budget: int | None = Field(
+        None, ge=1, description="most tokens in one pass of an engine; tried when an ensemble is loaded if left out"
+    )
     max_queued_tokens: int = Field(
         2_097_152, ge=1, description="most tokens accepted and not yet scored: 4,096 items of 512 tokens"
     )
@@ -57,6 +59,27 @@ class Settings(BaseSettings):
     )
     drain_s: int = Field(30, ge=0, description="how long requests under way may take to finish at shutdown")
     log_level: LogLevel = "info"
+    api_keys_file: Path | None = Field(None, description="API keys, one a line: score:KEY or admin:KEY")
+    api_keys: SecretStr | None = Field(None, description="the same without a file, separated by commas or spaces")
+    allow_anonymous: bool = Field(False, description="listen beyond this machine without API keys")
+    bundle_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (), description="folders that a request may name bundles in; in the environment separated as in PATH"
+    )
+    ssl_certfile: Path | None = Field(
+        None, description="certificate chain in PEM; with it the server speaks HTTPS only"
+    )
+    ssl_keyfile: Path | None = Field(None, description="the certificate's private key, where it has a file of its own")
+
+    @model_validator(mode="after")
+    def _check_certificate(self) -> Self:
+        if self.ssl_keyfile is not None and self.ssl_certfile is None:
+            raise ValueError("ssl_keyfile needs ssl_certfile")
+        return self
+
+    @field_validator("bundle_roots", mode="before")
+    @classmethod
+    def _split_roots(cls, value: Any) -> Any:
+        return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
 
     @field_validator("bundle", mode="before")
     @classmethod

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,10 +37,11 @@ sys.exit(run(Settings(bundle=sys.argv[2], port=int(sys.argv[4])), partial(Engine
 
 @dataclass
 class ServerProcess:
-    """A running server. welcome: what it printed when it was ready."""
+    """A running server. welcome: what it printed when it was ready. errors: where its standard error goes."""
 
     process: subprocess.Popen[str]
     welcome: str
+    errors: IO[str]
 
     @property
     def curl(self) -> str:
@@ -48,7 +49,14 @@ class ServerProcess:
 
     @property
     def url(self) -> str:
-        return self.curl.split()[2].removesuffix("/score")
+        (address,) = [word for word in self.curl.split() if word.startswith("http")]
+        return address.removesuffix("/score")
+
+    @property
+    def log(self) -> str:
+        """What it has written to standard error so far."""
+        self.errors.seek(0)
+        return self.errors.read()
 
     @property
     def engines(self) -> list[psutil.Process]:
@@ -74,12 +82,18 @@ def environment() -> dict[str, str]:
 
 
 def popen(
-    script: str, bundle: Path | str, port: int = 0, *, stderr: int | IO[str] = subprocess.PIPE, **settings: object
+    script: str,
+    bundle: Path | str,
+    port: int = 0,
+    *,
+    stderr: int | IO[str] = subprocess.PIPE,
+    environ: Mapping[str, str] | None = None,
+    **settings: object,
 ) -> subprocess.Popen[str]:
-    variables = {f"QUORUM_{name.upper()}": str(value) for name, value in settings.items()}
+    variables = {f"QUORUM_{name.upper()}": str(value) for name, value in ({"bundle_roots": "/"} | settings).items()}
     return subprocess.Popen(
         [sys.executable, "-c", script, "--bundle", str(bundle), "--port", str(port)],
-        env=environment() | variables,
+        env=environment() | dict(environ or {}) | variables,
         stdout=subprocess.PIPE,
         stderr=stderr,
         start_new_session=True,  # so that a signal to its group does not reach the tests
@@ -88,10 +102,12 @@ def popen(
 
 
 @contextmanager
-def server(script: str, bundle: Path | str, port: int = 0, **settings: object) -> Iterator[ServerProcess]:
+def server(
+    script: str, bundle: Path | str, port: int = 0, environ: Mapping[str, str] | None = None, **settings: object
+) -> Iterator[ServerProcess]:
     """Start a server and wait until it is ready; leaves no process behind. settings: as in `Settings`."""
     with tempfile.TemporaryFile("w+") as errors:  # a pipe that nobody reads would hold the server up when it is full
-        process = popen(script, bundle, port, stderr=errors, **settings)
+        process = popen(script, bundle, port, stderr=errors, environ=environ, **settings)
         assert process.stdout is not None
         lines: list[str] = []
         try:
@@ -103,7 +119,7 @@ def server(script: str, bundle: Path | str, port: int = 0, **settings: object) -
                 status = process.wait()
                 errors.seek(0)
                 raise AssertionError(f"the server ended with {status}: {errors.read()}")
-            yield ServerProcess(process, "".join(lines).strip())
+            yield ServerProcess(process, "".join(lines).strip(), errors)
         finally:
             end(process)
 

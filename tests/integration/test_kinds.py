@@ -17,28 +17,30 @@ from quorum_trainer.merge import merge_bundle
 from tests.model.bundle.singles_bundle import make_singles_bundle
 from tests.reference.tiny_models import ARCHITECTURES
 from tests.server.conftest import serving
+from tests.server.fake_engine import FakeEngine
 from tests.server.tiny_bundle import make_bert_bundle
 
 BODY = {"inputs": [{"prompt": "hello", "response": "fine thanks"}, {"prompt": "hello", "response": "no"}]}
 
 
-class InProcessEngine:
+class InProcessEngine(FakeEngine):
     """What the engine's child process does, without the process."""
 
-    is_alive = True
-
-    async def start(self) -> None:
-        pass
-
-    async def stop(self) -> None:
-        pass
-
-    async def load(self, path: Path, *, device: str, dtype: str, token_budget: int) -> Loaded:
+    async def load(self, path: Path, *, device: str, dtype: str, token_budget: int | None) -> Loaded:
         self._scorer: MemberScorer = load_member_scorer(
             read_bundle(path), device=device, dtype=dtype, token_budget=token_budget
         )
         scorer = self._scorer
-        return Loaded(0, scorer.version, scorer.num_members, scorer.device, scorer.dtype, str(scorer.attention))
+        return Loaded(
+            0,
+            scorer.version,
+            scorer.num_members,
+            scorer.device,
+            scorer.dtype,
+            str(scorer.attention),
+            scorer.token_budget,
+            scorer.shares_prefixes,
+        )
 
     async def score(self, version: str, sequences: Sequence[TokenIds]) -> Scores:
         scores = self._scorer.score([sequence.tolist() for sequence in sequences])

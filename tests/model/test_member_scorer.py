@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from quorum_client.errors import RequestTooLarge
+from quorum_model import loading
 from quorum_model.bundle.manifest import BackboneRef
 from quorum_model.bundle.read import Bundle, read_bundle
 from quorum_model.bundle.write import write_bundle
@@ -208,3 +209,12 @@ def test_other_failures_of_a_pass_are_not_taken_for_memory(bundle: Bundle, monke
     monkeypatch.setattr(scorer, "_model", broken)
     with pytest.raises(RuntimeError, match="a kernel failed"):
         scorer.score([[1, 2]])
+
+
+def test_members_that_have_become_one_do_not_pass(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in low precision, where the golden scores' tolerance is wider than the members are apart."""
+    read = loading.read_member_adapters
+    monkeypatch.setattr(loading, "read_member_adapters", lambda one: [read(one)[0]] * len(one.manifest.members))
+    monkeypatch.setattr(loading, "_SELF_TEST_TOLERANCE", {torch.float32: 1e6})
+    with pytest.raises(SelfTestFailed, match="m00 and m01 score alike"):
+        load_member_scorer(bundle)

@@ -30,6 +30,7 @@ class Service:
 
 @asynccontextmanager
 async def serving(bundle: Path, engine: Engine, *, wait: bool = True, **changes: Any) -> AsyncIterator[Service]:
+    changes = {"bundle_roots": ("/",)} | changes
     app = create_app(Settings(bundle=str(bundle), tokenizer_threads=2, **changes), lambda: engine)
     transport = httpx.ASGITransport(app)
     async with (

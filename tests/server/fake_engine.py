@@ -86,11 +86,11 @@ class FakeEngine:
 
     async def ping(self) -> None: ...
 
-    async def load(self, path: Path, *, device: str, dtype: str, token_budget: int) -> Loaded:
+    async def load(self, path: Path, *, device: str, dtype: str, token_budget: int | None) -> Loaded:
         bundle = read_bundle(path)
         self.num_members = len(bundle.manifest.members)
         self.members[bundle.version] = self.num_members
-        return Loaded(0, bundle.version, self.num_members, "cpu", "float32", "packed")
+        return Loaded(0, bundle.version, self.num_members, "cpu", "float32", "packed", token_budget or 8192, False)
 
     async def unload(self, version: str) -> None:
         self.members.pop(version, None)
@@ -153,6 +153,8 @@ class FakeScorer:
     device = "cpu"
     dtype = "float32"
     attention = "packed"
+    token_budget = 8192
+    shares_prefixes = False
 
     def __init__(self, num_members: int) -> None:
         self.num_members = num_members
@@ -172,7 +174,7 @@ class FakeScorer:
         return _RawScores(fake_raw(sequences, self.num_members), sum(map(len, sequences)))
 
 
-def load_fake_scorer(bundle: Any, *, device: str, dtype: str, token_budget: int) -> FakeScorer:
+def load_fake_scorer(bundle: Any, *, device: str, dtype: str, token_budget: int | None) -> FakeScorer:
     return FakeScorer(len(bundle.manifest.members))
 
 
@@ -183,7 +185,7 @@ def make_fake_loader() -> Any:
 FAKE_LOADER = "tests.server.fake_engine:make_fake_loader"
 
 
-def load_thread_counter(bundle: Any, *, device: str, dtype: str, token_budget: int) -> FakeScorer:
+def load_thread_counter(bundle: Any, *, device: str, dtype: str, token_budget: int | None) -> FakeScorer:
     """A loader that shows, as its device, the number of threads that torch would read at its import, and if it did."""
     scorer = load_fake_scorer(bundle, device=device, dtype=dtype, token_budget=token_budget)
     scorer.device = f"threads={os.environ.get('OMP_NUM_THREADS')} torch={'torch' in sys.modules}"
@@ -202,18 +204,18 @@ class _Unreadable:
         return int, ("no number",)
 
 
-def load_unreadable_scorer(bundle: Any, *, device: str, dtype: str, token_budget: int) -> FakeScorer:
+def load_unreadable_scorer(bundle: Any, *, device: str, dtype: str, token_budget: int | None) -> FakeScorer:
     return UnreadableScorer(len(bundle.manifest.members))
 
 
-def load_logging_scorer(bundle: Any, *, device: str, dtype: str, token_budget: int) -> FakeScorer:
+def load_logging_scorer(bundle: Any, *, device: str, dtype: str, token_budget: int | None) -> FakeScorer:
     """A loader that says something at two levels."""
     logging.getLogger("quorum_model").info("planted info")
     logging.getLogger("quorum_model").warning("planted warning")
     return load_fake_scorer(bundle, device=device, dtype=dtype, token_budget=token_budget)
 
 
-def load_slowly(bundle: Any, *, device: str, dtype: str, token_budget: int) -> FakeScorer:
+def load_slowly(bundle: Any, *, device: str, dtype: str, token_budget: int | None) -> FakeScorer:
     """A loader that waits, for a bundle of the name slow, until a file `go` lies beside it."""
     if bundle.manifest.name == "slow":
         (bundle.path.parent / "waits").touch()
@@ -236,3 +238,14 @@ def make_load_logging_scorer() -> Any:
 
 def make_load_slowly() -> Any:
     return load_slowly
+
+
+class OutOfMemoryError(RuntimeError):
+    """By its name, torch's."""
+
+
+def make_load_without_room() -> Any:
+    def load(bundle: Any, **_: Any) -> FakeScorer:
+        raise OutOfMemoryError("planted")
+
+    return load

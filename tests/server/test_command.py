@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import shlex
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
+from huggingface_hub import constants as hub_constants
+from huggingface_hub.utils import build_hf_headers
 from typer.testing import CliRunner
 
 from quorum_client.errors import NotReady
@@ -17,6 +21,10 @@ from quorum_client.types import ScoreRequest
 from quorum_server import command
 from quorum_server.settings import Settings
 from tests.server.fake_engine import FakeEngine, load_with_fake
+from tests.server.test_keys import LISTED, SCORE_KEY
+
+SECRET = "correct-horse-battery-staple"
+NEEDS_IPV6 = pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="no IPv6 here")
 
 
 @pytest.fixture
@@ -51,20 +59,92 @@ def test_the_help_shows_the_defaults_that_hold() -> None:
         default = Settings.model_fields[name].default
         shown = parameter.annotation.__metadata__[0].show_default
         expected = ",".join(default) if isinstance(default, list) else str(default)
-        assert shown == (expected if default is not None else False)
+        assert shown == (expected if default else True)
+
+
+class BrokenEngine(FakeEngine):
+    """Ends a server that has come as far as starting it."""
+
+    async def start(self) -> None:
+        raise NotReady("the engine's process cannot be started: planted")
 
 
 def test_an_engine_that_cannot_start_ends_the_command_with_its_error(
     fake_bundle: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    class BrokenEngine(FakeEngine):
-        async def start(self) -> None:
-            raise NotReady("the engine's process cannot be started: planted")
-
     assert command.run(Settings(bundle=str(fake_bundle), port=0), BrokenEngine) == 1
     out, err = capfd.readouterr()
     assert out == ""
     assert err.splitlines() == ["error: not_ready: the engine's process cannot be started: planted"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"ssl_certfile": "/nowhere.pem"}, "certificate: [Errno 2]"),
+        ({"ssl_certfile": __file__}, "certificate: "),
+        ({"api_keys_file": "/nowhere"}, "invalid_keys: /nowhere"),
+        ({"api_keys": f"score:{SCORE_KEY} {SECRET}"}, "invalid_keys: QUORUM_API_KEYS, entry 2"),
+        ({"host": "0.0.0.0"}, "--api-keys-file"),
+        pytest.param({"host": "::"}, "--api-keys-file", marks=NEEDS_IPV6),
+    ],
+)
+def test_a_server_that_would_not_be_safe_does_not_start(
+    fake_bundle: Path, capfd: pytest.CaptureFixture[str], settings: dict[str, Any], reason: str
+) -> None:
+    assert command.run(Settings(bundle=str(fake_bundle), port=0, **settings), FakeEngine) == 1
+    out, err = capfd.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith("error: ")
+    assert reason in line
+    assert SECRET not in line
+    assert SCORE_KEY not in line
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"host": "0.0.0.0", "allow_anonymous": True},
+        {"host": "0.0.0.0", "api_keys": LISTED},
+        {"host": "localhost"},
+        pytest.param({"host": "::1"}, marks=NEEDS_IPV6),
+    ],
+)
+def test_a_server_that_is_safe_or_was_told_so_starts(
+    fake_bundle: Path, capfd: pytest.CaptureFixture[str], settings: dict[str, Any]
+) -> None:
+    command.run(Settings(bundle=str(fake_bundle), port=0, **settings), BrokenEngine)
+    assert "planted" in capfd.readouterr().err
+
+
+def test_telemetry_is_off(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine's process inherits the environment; here the hub's client has read it before."""
+    for name in ("DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY", "GRADIO_ANALYTICS_ENABLED"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setattr(hub_constants, "HF_HUB_DISABLE_TELEMETRY", False)
+    assert "torch" in build_hf_headers(library_name="x")["user-agent"]
+    command.run(Settings(bundle=str(fake_bundle), port=0), BrokenEngine)
+    assert "torch" not in build_hf_headers(library_name="x")["user-agent"]
+    assert [os.environ[name] for name in ("DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY")] == ["1", "1"]
+    assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
+
+
+def test_roots_in_the_environment_are_separated_as_in_a_path(
+    seen: list[Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QUORUM_BUNDLE_ROOTS", "/a:/b c:")
+    assert invoke() == 0
+    assert invoke("--bundle-root", "/d", "--bundle-root", "/e") == 0
+    assert [settings.bundle_roots for settings in seen] == [(Path("/a"), Path("/b c")), (Path("/d"), Path("/e"))]
+
+
+def test_no_key_shows_in_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUORUM_API_KEYS", LISTED)
+    settings = Settings()
+    assert settings.api_keys is not None
+    assert settings.api_keys.get_secret_value() == LISTED
+    assert SCORE_KEY not in f"{settings!r} {settings} {settings.model_dump()}"
 
 
 @pytest.mark.parametrize(
@@ -77,6 +157,7 @@ def test_an_engine_that_cannot_start_ends_the_command_with_its_error(
         ["--devices", "cpu", "--device", "cpu"],
         ["--state", "/nowhere/state"],
         ["--watch", "/nowhere"],
+        ["--ssl-keyfile", "/only/the/key.pem"],
     ],
 )
 def test_a_setting_that_cannot_be_is_a_usage_error(seen: list[Settings], arguments: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -170,9 +171,9 @@ async def test_the_child_logs_at_the_servers_level(
     await process.start()
     await load(process, fake_bundle)
     await process.stop()
-    lines = [line for line in capfd.readouterr().err.splitlines() if "planted" in line]
-    assert [line.split()[2:] for line in lines] == [
-        [level.upper(), "quorum_model:", "planted", level]
+    records = [json.loads(line) for line in capfd.readouterr().err.splitlines() if "planted" in line]
+    assert [(record["level"], record["logger"], record["process"], record["message"]) for record in records] == [
+        (level.upper(), "quorum_model", "quorum-engine", f"planted {level}")
         for level in ("info", "warning")
         if level == "warning" or log_level == "info"
     ]
@@ -275,6 +276,17 @@ async def test_a_bundle_that_changes_while_it_is_loaded_is_refused(fake_bundle: 
             await loading
         with pytest.raises(InternalError):
             await engine.score(slow.version, ids([10]))
+    finally:
+        await engine.stop()
+
+
+async def test_a_bundle_without_room_in_memory_says_so(fake_bundle: Path, tmp_path: Path) -> None:
+    engine = EngineProcess(loader="tests.server.fake_engine:make_load_without_room")
+    await engine.start()
+    try:
+        with pytest.raises(BundleError, match="not enough memory"):
+            await load(engine, fake_bundle)
+        assert engine.is_alive
     finally:
         await engine.stop()
 

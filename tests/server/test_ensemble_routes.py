@@ -9,7 +9,8 @@ import pytest
 
 from quorum_client.ensemble_types import EnsembleStatus
 from quorum_client.types import EnsembleInfo
-from tests.server.conftest import Service
+from tests.server.conftest import Service, serving
+from tests.server.fake_engine import FakeEngine
 from tests.server.tiny_bundle import make_fake_bundle
 
 BODY = {"inputs": [{"prompt": "Hi", "response": "Hello"}]}
@@ -96,3 +97,44 @@ async def test_a_put_that_cannot_be_is_422(service: Service, name: str, body: di
     reply = await service.http.put(f"/v1/ensembles/{name}", json=body)
     assert reply.status_code == 422
     assert set(reply.json()) == {"error"}
+
+
+async def test_members_of_a_live_ensemble_are_replaced_added_and_removed(fake_bundle: Path, tmp_path: Path) -> None:
+    donor = str(make_fake_bundle(tmp_path / "donor", num_members=2).path)
+    async with serving(fake_bundle, FakeEngine(), state=tmp_path / "state.json") as service:
+        http = service.http
+        first = (await http.get("/v1/ensembles/tiny")).json()
+        added = await http.put("/v1/ensembles/tiny/members/m03", json={"source": donor, "member": "m01"})
+        assert added.status_code == 200
+        assert [member["calibration_mean"] for member in added.json()["members"]] == [0, 1, 2, 1]
+        replaced = await http.put(
+            "/v1/ensembles/tiny/members/m00",
+            json={"source": donor, "member": "m01", "default_mode": "lcb", "default_beta": 0.5, "pair_temperature": 2},
+        )
+        assert [member["calibration_mean"] for member in replaced.json()["members"]] == [1, 1, 2, 1]
+        assert (replaced.json()["default_mode"], replaced.json()["default_beta"]) == ("lcb", 0.5)
+        removed = await http.delete("/v1/ensembles/tiny/members/m02?default_mode=min")
+        assert [member["name"] for member in removed.json()["members"]] == ["m00", "m01", "m03"]
+        assert removed.json()["default_mode"] == "min"
+        versions = {reply["version"] for reply in (first, added.json(), replaced.json(), removed.json())}
+        assert len(versions) == 4
+        scored = (await http.post("/score", json=BODY)).json()
+        assert scored["ensemble"]["version"] == removed.json()["version"]
+        assert len(scored["results"][0]["members"]) == 3
+        for reply, status in (
+            (await http.put("/v1/ensembles/tiny/members/m00", json={"source": donor, "member": "m07"}), 422),
+            (await http.put("/v1/ensembles/other/members/m00", json={"source": donor}), 404),
+            (await http.put("/v1/ensembles/tiny/members/x", json={"source": donor}), 422),
+            (await http.delete("/v1/ensembles/tiny/members/m02"), 422),
+        ):
+            assert reply.status_code == status, reply.text
+        assert (await http.get("/v1/ensembles/tiny")).json()["version"] == removed.json()["version"]
+        assert len(list((tmp_path / "state.json.bundles").iterdir())) == 3
+    async with serving(fake_bundle, FakeEngine(), state=tmp_path / "state.json") as restarted:
+        assert restarted.runtime.registry.get("tiny").version == removed.json()["version"]
+
+
+async def test_without_a_place_for_new_bundles_members_stay(service: Service, second: Path) -> None:
+    reply = await service.http.put("/v1/ensembles/tiny/members/m00", json={"source": str(second)})
+    assert reply.status_code == 422
+    assert "--state" in reply.json()["error"]["message"]

@@ -8,6 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quorum_model.prefixes import MIN_SHARED_TOKENS, share_prefixes
 from quorum_server.engine.messages import TokenIds
 from quorum_server.packing import Order, Waiting, cut_units, plan_pass
 
@@ -18,8 +19,8 @@ jobs = st.lists(
 orders: st.SearchStrategy[Order] = st.sampled_from(["arrival", "least_served"])
 
 
-def waiting(jobs: Sequence[tuple[str, list[int], int]]) -> list[Waiting]:
-    return [Waiting(version, iter(sizes), served) for version, sizes, served in jobs]
+def waiting(jobs: Sequence[tuple[str, list[int], int]], budget: int) -> list[Waiting]:
+    return [Waiting(version, budget, iter(sizes), served) for version, sizes, served in jobs]
 
 
 def walk(jobs: Sequence[tuple[str, list[int], int]], budget: int, order: Order) -> list[int]:
@@ -47,14 +48,14 @@ def walk(jobs: Sequence[tuple[str, list[int], int]], budget: int, order: Order) 
 
 @given(jobs, st.integers(1, 40), orders)
 def test_the_plan_is_the_walk(jobs: list[tuple[str, list[int], int]], budget: int, order: Order) -> None:
-    assert plan_pass(waiting(jobs), budget, order) == walk(jobs, budget, order)
+    assert plan_pass(waiting(jobs, budget), order) == walk(jobs, budget, order)
 
 
 @given(jobs, st.integers(1, 40), orders)
 def test_a_plan_has_one_version_keeps_the_budget_and_moves_the_first(
     jobs: list[tuple[str, list[int], int]], budget: int, order: Order
 ) -> None:
-    counts = plan_pass(waiting(jobs), budget, order)
+    counts = plan_pass(waiting(jobs, budget), order)
     taken = [(version, sizes[:count]) for (version, sizes, _), count in zip(jobs, counts, strict=True) if count]
     assert len({version for version, _ in taken}) <= 1
     sizes = [size for _, some in taken for size in some]
@@ -64,25 +65,32 @@ def test_a_plan_has_one_version_keeps_the_budget_and_moves_the_first(
         assert counts[first] >= 1
 
 
+def test_a_pass_has_the_budget_of_its_own_version() -> None:
+    both = [Waiting("a", 4, iter([2] * 9), 0), Waiting("b", 100, iter([2] * 9), 0)]
+    assert plan_pass(both, "arrival") == [2, 0]
+    both = [Waiting("b", 100, iter([2] * 9), 0), Waiting("a", 4, iter([2] * 9), 0)]
+    assert plan_pass(both, "arrival") == [9, 0]
+
+
 def test_a_sequence_beyond_the_budget_gets_a_pass_of_its_own() -> None:
-    assert plan_pass(waiting([("a", [50, 1], 0)]), 10, "arrival") == [1]
-    assert plan_pass(waiting([("a", [1], 0), ("a", [50], 0)]), 10, "arrival") == [1, 0]
+    assert plan_pass(waiting([("a", [50, 1], 0)], 10), "arrival") == [1]
+    assert plan_pass(waiting([("a", [1], 0), ("a", [50], 0)], 10), "arrival") == [1, 0]
 
 
 def test_what_does_not_fit_is_overtaken_by_what_does_but_not_by_its_own_rest() -> None:
-    assert plan_pass(waiting([("a", [6, 6, 1], 0), ("a", [4], 0)]), 10, "arrival") == [1, 1]
+    assert plan_pass(waiting([("a", [6, 6, 1], 0), ("a", [4], 0)], 10), "arrival") == [1, 1]
 
 
 def test_by_least_served_a_small_request_does_not_wait_for_a_large_one() -> None:
     large = ("a", [5] * 1000, 50)
-    assert plan_pass(waiting([large, ("a", [3], 0)]), 10, "arrival") == [2, 0]
-    assert plan_pass(waiting([large, ("a", [3], 0)]), 10, "least_served") == [1, 1]
+    assert plan_pass(waiting([large, ("a", [3], 0)], 10), "arrival") == [2, 0]
+    assert plan_pass(waiting([large, ("a", [3], 0)], 10), "least_served") == [1, 1]
 
 
 def test_a_pass_full_of_misfits_is_sent_as_it_is() -> None:
     """Planning a pass does not cost more the more requests wait."""
     many = [("a", [8], 0)] * 100 + [("a", [2], 0)]
-    assert plan_pass(waiting(many), 10, "arrival") == [1] + [0] * 100
+    assert plan_pass(waiting(many, 10), "arrival") == [1] + [0] * 100
 
 
 def ids(*sequences: Sequence[int]) -> list[TokenIds]:
@@ -101,6 +109,31 @@ def test_a_group_beyond_the_budget_is_cut() -> None:
     sequences = ids(*([1, 2, 3, 4, number] for number in range(10)))
     units = cut_units(sequences, 20)
     assert [unit.num_tokens for unit in units] == [20, 20, 10]
+
+
+def test_a_shared_prefix_counts_once_where_the_engine_computes_it_once() -> None:
+    prompt = list(range(100))
+    some = ids(*([*prompt, 200 + number, *range(9)] for number in range(10)))
+    assert [unit.num_tokens for unit in cut_units(some, 400)] == [330, 330, 330, 110]
+    (together,) = cut_units(some, 400, shares_prefixes=True)
+    # At most: a run shorter than the minimum may be repeated.
+    computed = share_prefixes([sequence.tolist() for sequence in some]).num_tokens
+    assert computed == 100 + 10 * 10
+    assert computed <= together.num_tokens <= computed + 9 * (MIN_SHARED_TOKENS - 1)
+
+
+long_sequences = st.lists(
+    st.tuples(st.integers(0, 2), st.integers(0, 60), st.lists(st.integers(3, 5), min_size=1, max_size=20)),
+    min_size=1, max_size=12,
+).map(lambda drawn: [[prompt] * length + answer for prompt, length, answer in drawn])  # fmt: skip
+
+
+@given(long_sequences, st.integers(1, 200))
+def test_a_unit_counts_at_least_what_is_computed_for_it(some: list[list[int]], budget: int) -> None:
+    for unit in cut_units(ids(*some), budget, shares_prefixes=True):
+        computed = share_prefixes([some[index] for index in unit.indices]).num_tokens
+        assert computed <= unit.num_tokens
+        assert unit.num_tokens <= max(budget, len(some[unit.indices[0]]))
 
 
 sequences = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=8), min_size=1, max_size=12)

@@ -188,8 +188,9 @@ async def test_a_score_that_is_no_number_fails_the_request(fake_bundle: Path) ->
         native = await service.http.post("/score", json={"inputs": [{"text": "a"}, {"text": "b"}]})
         assert [result["error"] is None for result in native.json()["results"]] == [False, True]
         reply = await service.http.post("/get_reward", json={"query": ["a", "b"]})
-    assert reply.status_code == 500
-    assert set(reply.json()) == {"error"}
+    assert reply.status_code == 422
+    assert reply.json()["error"]["code"] == "non_finite_score"
+    assert "item 0" in reply.json()["error"]["message"]
 
 
 async def test_unknown_fields_are_ignored(service: Service) -> None:

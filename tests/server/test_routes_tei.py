@@ -12,6 +12,7 @@ import pytest
 from quorum_client.errors import InternalError
 from tests.server.conftest import Service, serving
 from tests.server.fake_engine import FakeEngine
+from tests.server.test_routes_openrlhf import OneNaN
 
 TEXT = "Human: Hi\n\nAssistant: Hello"
 PAIR = {"prompt": "Hi", "response": "Hello"}
@@ -75,6 +76,8 @@ async def test_info(service: Service) -> None:
     assert answer["max_input_length"] == 80
     assert answer["model_type"] == {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}}
     assert answer["max_client_batch_size"] == 4096
+    assert answer["max_batch_tokens"] == ensemble.loaded.token_budget
+    assert answer["max_concurrent_requests"] == 2_097_152 // 80
     assert answer["auto_truncate"] is True
 
 
@@ -114,6 +117,14 @@ async def test_a_defect_is_a_backend_error_and_hidden(service: Service) -> None:
     assert reply.status_code == 424
     assert reply.json()["error_type"] == "backend"
     assert "planted" not in reply.text
+
+
+async def test_a_score_that_is_no_number_is_a_backend_error(fake_bundle: Path) -> None:
+    async with serving(fake_bundle, OneNaN()) as service:
+        for texts in (["a"], ["a", "b"]):
+            reply = await service.http.post("/tei/rerank", json={"query": "Hi", "texts": texts})
+            assert reply.status_code == 424
+            assert reply.json()["error_type"] == "backend"
 
 
 async def test_not_ready_is_unhealthy(fake_bundle: Path) -> None:

@@ -45,11 +45,11 @@ class Queue:
     ) -> None:
         self.token_budget = token_budget
         self.admission = Admission(max_tokens=max_queued_tokens, max_bytes=1, observer=observer)
-        self.scheduler = Scheduler(engines, token_budget=token_budget, admission=self.admission, observer=observer)
+        self.scheduler = Scheduler(engines, admission=self.admission, observer=observer)
 
     async def submit(self, version: str, *sequences: Sequence[int]) -> JobScores:
         arrays = ids(*sequences)
-        return await self.scheduler.submit(version, arrays, cut_units(arrays, self.token_budget))
+        return await self.scheduler.submit(version, arrays, cut_units(arrays, self.token_budget), self.token_budget)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -75,15 +75,17 @@ class TimedEngine:
     is_ready: bool = True
     has_failed: bool = False
     passes: list[tuple[str, list[list[int]]]] = field(default_factory=list)
-    started: list[int] = field(default_factory=list)
+    log: list[tuple[str, int]] = field(default_factory=list)
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def score(self, version: str, sequences: Sequence[TokenIds]) -> Scores:
         some = [sequence.tolist() for sequence in sequences]
         number = len(self.passes)
         self.passes.append((version, some))
+        self.log.append(("sent", number))
         async with self.turn:
             await asyncio.sleep(sum(map(len, some)) / RATE)
+        self.log.append(("back", number))
         if number in self.lost:
             raise EngineLost("planted")
         return Scores(0, fake_raw(some, 3), sum(map(len, some)))
@@ -114,7 +116,7 @@ arrivals = st.lists(
 
 async def simulate(
     arrivals: Sequence[Arrival], engines: Sequence[TimedEngine], budget: int
-) -> tuple[Queue, list[JobScores | BaseException]]:
+) -> list[JobScores | BaseException]:
     queue = Queue(*engines, token_budget=budget)
 
     async def call(arrival: Arrival, at_s: float) -> JobScores:
@@ -129,7 +131,8 @@ async def simulate(
         ]
         answers = await asyncio.gather(*calls, return_exceptions=True)
         await asyncio.sleep(60)  # what callers left behind in the engines
-    return queue, answers
+        assert queue.admission.held_tokens == queue.scheduler.num_jobs == queue.scheduler._waiting_tokens == 0
+    return answers
 
 
 @settings(max_examples=80, deadline=None)
@@ -143,7 +146,7 @@ def test_nothing_is_lost_or_answered_twice_within_the_budget(
 ) -> None:
     async def scenario() -> None:
         engines = [TimedEngine(numbers) for numbers in lost]
-        queue, answers = await simulate(arrivals, engines, budget)
+        answers = await simulate(arrivals, engines, budget)
         for answer, arrival in zip(answers, arrivals, strict=True):
             if isinstance(answer, TimeoutError):
                 assert arrival.leaves_after_s is not None
@@ -156,7 +159,6 @@ def test_nothing_is_lost_or_answered_twice_within_the_budget(
         for engine in engines:
             for _, one_pass in engine.passes:
                 assert len(one_pass) == 1 or sum(map(len, one_pass)) <= budget
-        assert queue.admission.held_tokens == queue.scheduler.num_jobs == queue.scheduler._waiting_tokens == 0
         if not any(lost):
             sent = sorted(tuple(s) for engine in engines for _, one_pass in engine.passes for s in one_pass)
             asked = sorted(tuple(s) for arrival in arrivals for s in arrival.sequences)
@@ -374,8 +376,8 @@ async def test_an_item_at_which_the_engine_raises_fails_alone() -> None:
         engine.gate.clear()
         blocker = asyncio.create_task(queue.submit("v", [1]))
         await engine.has_begun.wait()
-        bad = asyncio.create_task(queue.submit("v", *job))
         neighbour = asyncio.create_task(queue.submit("v", [50], [51]))
+        bad = asyncio.create_task(queue.submit("v", *job))
         await settle()
         engine.gate.set()
         scores = await bad
@@ -449,6 +451,20 @@ async def test_a_part_whose_engine_is_lost_goes_once_more_and_alone() -> None:
     assert [some for _, some in engine.passes] == [[[10], [11], [12]], [[10]], [[11]], [[12]]]
 
 
+async def test_behind_a_part_that_was_lost_nothing_is_sent() -> None:
+    """If it ends the engine again, nobody else falls with it."""
+    engine = TimedEngine(lost=frozenset({0}))
+    queue = Queue(engine, token_budget=4)
+    async with queue.running():
+        first = asyncio.create_task(queue.submit("v", [10]))
+        await settle()
+        await asyncio.gather(first, *(queue.submit("v", [20 + n] * 4) for n in range(4)))
+    again = max(number for number, (_, some) in enumerate(engine.passes) if some == [[10]])
+    place = engine.log.index(("sent", again))
+    assert again > 0
+    assert engine.log[place + 1] == ("back", again)
+
+
 async def test_a_part_that_is_lost_twice_is_answered_503_and_its_companions_are_scored() -> None:
     engine = TimedEngine(lost=frozenset({0, 2}))
     queue = Queue(engine, token_budget=100)
@@ -497,7 +513,7 @@ async def test_a_job_without_work_is_refused_and_does_not_spin(sequences: list[l
     queue = Queue(FakeEngine())
     async with queue.running():
         with pytest.raises(ValueError, match="at least one"):
-            await queue.scheduler.submit("v", ids(*sequences), [])
+            await queue.scheduler.submit("v", ids(*sequences), [], 10)
         assert (await queue.submit("v", [2])).raw.shape == (3, 1)
 
 

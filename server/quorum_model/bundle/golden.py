@@ -7,15 +7,18 @@ Knows nothing of models.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from quorum_model.bundle.read import GOLDEN_NAME, Bundle
-from quorum_model.errors import BundleCorrupt
+from quorum_model.errors import BundleCorrupt, SelfTestFailed
 
 
 class GoldenItem(BaseModel):
@@ -50,3 +53,22 @@ def read_golden(bundle: Bundle) -> list[GoldenItem]:
     if any(len(item.scores) != num_members for item in items):
         raise BundleCorrupt(f"{GOLDEN_NAME} does not hold one score for each of {num_members} members")
     return items
+
+
+def check_apart(expected: NDArray[Any], actual: NDArray[Any], names: Sequence[str]) -> None:
+    """Members that golden scores tell apart must not score exactly alike.
+
+    In low precision the self-test's tolerance is wider than many an adapter's effect: an ensemble whose members have
+    become one would pass, and have no uncertainty.
+
+    Args:
+        expected: golden scores (K, B).
+        actual: scores of the same inputs (K, B).
+        names: of the K members.
+
+    Raises:
+        SelfTestFailed: naming two that score alike.
+    """
+    for first, second in itertools.combinations(range(len(names)), 2):
+        if np.array_equal(actual[first], actual[second]) and not np.array_equal(expected[first], expected[second]):
+            raise SelfTestFailed(f"members {names[first]} and {names[second]} score alike, and should not")

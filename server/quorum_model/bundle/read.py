@@ -34,7 +34,8 @@ GOLDEN_NAME = "golden.json"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 WEIGHTS_NAME = "model.safetensors"
 
-_HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?", re.ASCII)
+# No "..": the hub's client looks revisions up as files of its cache.
+_HUB_ID = re.compile(r"(?!.*\.\.)(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?", re.ASCII)
 _BACKBONE_SCHEME = "bundle:"
 
 
@@ -75,12 +76,17 @@ def resolve_bundle(source: str) -> Path:
     except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, a home of nobody
         raise BundleError(f"no such folder: {source[:80]!r} ({error})") from error
     hub_id = _HUB_ID.fullmatch(source)
-    if hub_id is None or source.startswith((".", "/", "~")):
+    if hub_id is None:
         raise BundleError(f"no such folder: {source} (a hub id would be org/name or org/name@revision)")
     try:
         return Path(snapshot_download(hub_id["repo"], revision=hub_id["revision"], allow_patterns=HUB_PATTERNS))
     except Exception as error:  # the hub's client also lets through its HTTP library's, of whatever library that is
         raise BundleError(f"{source} is not a folder here, and not to be had from the hub: {error}") from error
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether `source` has the form of a hub id, `org/name` or `org/name@revision`."""
+    return _HUB_ID.fullmatch(source) is not None
 
 
 def read_bundle(path: Path) -> Bundle:

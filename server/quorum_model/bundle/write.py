@@ -59,7 +59,8 @@ def write_bundle(target: Path, manifest: Manifest, write_files: Callable[[Path],
 def _complete(root: Path, manifest: Manifest) -> None:
     """Add the card, and last the manifest with every hash; all files as readable as the card.
 
-    safetensors makes its files private to the user, which who serves a bundle may not be.
+    safetensors makes its files private to the user, which who serves a bundle may not be. Hard-linked files are another
+    bundle's too, and stay as they are.
     """
     for relative in list_files(root):
         check_format(relative)
@@ -67,7 +68,8 @@ def _complete(root: Path, manifest: Manifest) -> None:
     card = root / CARD_NAME
     card.write_text(render_card(manifest, head_names), encoding="utf-8")
     for relative in list_files(root):
-        (root / relative).chmod(card.stat().st_mode)
+        if (root / relative).stat().st_nlink == 1:
+            (root / relative).chmod(card.stat().st_mode)
     hashes = {relative: hash_file(root, relative) for relative in list_files(root)}
     text = manifest.model_copy(update={"files": hashes}).to_json()
     (root / MANIFEST_NAME).write_text(text, encoding="utf-8")

@@ -24,13 +24,13 @@ TokenIds = NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Load the bundle in the folder `path` beside what is loaded already."""
+    """Load the bundle in the folder `path` beside what is loaded already. token_budget: None tries what is fastest."""
 
     job_id: int
     path: str
     device: str
     dtype: str
-    token_budget: int
+    token_budget: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,11 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A bundle is loaded and has passed its self-test. num_members: K."""
+    """A bundle is loaded and has passed its self-test.
+
+    num_members: K. token_budget: most tokens in a pass. shares_prefixes: whether a pass computes what its sequences
+    begin with in common once.
+    """
 
     job_id: int
     version: str
@@ -65,6 +69,8 @@ class Loaded:
     device: str
     dtype: str
     attention: str
+    token_budget: int
+    shares_prefixes: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,7 +118,7 @@ class EngineProcess:
         )
         self._reader.start()
 
-    async def load(self, path: Path, *, device: str, dtype: str, token_budget: int) -> Loaded:
+    async def load(self, path: Path, *, device: str, dtype: str, token_budget: int | None) -> Loaded:
         """Load a bundle in the child and run its self-test.
 
         Raises:

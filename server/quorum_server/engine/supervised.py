@@ -54,7 +54,7 @@ class Engine(Protocol):
     async def ping(self) -> None:
         """Wait until it has done what was asked before."""
 
-    async def load(self, path: Path, *, device: str, dtype: str, token_budget: int) -> Loaded:
+    async def load(self, path: Path, *, device: str, dtype: str, token_budget: int | None) -> Loaded:
         """Load a bundle and prove that it scores as it should; raises `BundleError`."""
 
     async def unload(self, version: str) -> None:
@@ -72,7 +72,7 @@ class SupervisedEngine:
         make: gives a new process, not started.
         device: auto, cpu, cuda, cuda:N.
         dtype: of the weights.
-        token_budget: most tokens in one pass.
+        token_budget: most tokens in one pass; None lets each ensemble try what is fastest.
         pass_timeout_s: what any pass may take, beyond a generous time by its tokens.
         observer: is told of restarts.
     """
@@ -84,7 +84,7 @@ class SupervisedEngine:
         *,
         device: str,
         dtype: str,
-        token_budget: int,
+        token_budget: int | None,
         pass_timeout_s: float,
         observer: Observer | None = None,
     ) -> None:

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from quorum_client.errors import InternalError, QuorumError
 from quorum_model.bundle.read import read_bundle
-from quorum_model.errors import BundleCorrupt
+from quorum_model.errors import BundleCorrupt, BundleError
 from quorum_server.engine.messages import (
     Answer,
     Done,
@@ -47,6 +47,7 @@ from quorum_server.logs import configure_logging
 logger = logging.getLogger(__name__)
 
 _DEVICE_ERROR = "AcceleratorError"
+_OUT_OF_MEMORY = ("MemoryError", "OutOfMemoryError")
 """torch's, by name: torch is only imported where a bundle is loaded."""
 
 
@@ -62,6 +63,8 @@ class _Scorer(Protocol):
     device: str
     dtype: str
     attention: Any
+    token_budget: int
+    shares_prefixes: bool
 
     def score(self, sequences: list[list[int]]) -> _RawScores: ...
 
@@ -155,14 +158,26 @@ class _Worker:
             module, _, function = self._loader.partition(":")
             self._load_scorer = getattr(importlib.import_module(module), function)()
         bundle = read_bundle(Path(request.path))
-        scorer = self._load_scorer(
-            bundle, device=request.device, dtype=request.dtype, token_budget=request.token_budget
-        )
+        try:
+            scorer = self._load_scorer(
+                bundle, device=request.device, dtype=request.dtype, token_budget=request.token_budget
+            )
+        except (MemoryError, RuntimeError) as error:
+            if type(error).__name__ not in _OUT_OF_MEMORY:
+                raise
+            raise BundleError("there is not enough memory to load it beside what is loaded") from error
         if read_bundle(bundle.path).version != bundle.version:  # verified once more: what was read in between is that
             raise BundleCorrupt(f"{bundle.path} has changed while it was loaded")
         self._scorers[bundle.version] = scorer
         return Loaded(
-            request.job_id, bundle.version, scorer.num_members, scorer.device, scorer.dtype, str(scorer.attention)
+            request.job_id,
+            bundle.version,
+            scorer.num_members,
+            scorer.device,
+            scorer.dtype,
+            str(scorer.attention),
+            scorer.token_budget,
+            scorer.shares_prefixes,
         )
 
     def _unload(self, request: Unload) -> Done:

@@ -29,7 +29,6 @@ from quorum_server.routes.translation import (
     activate,
     descending,
 )
-from quorum_server.settings import Settings
 
 ErrorType = Literal["unhealthy", "backend", "overloaded", "validation", "tokenizer", "empty"]
 
@@ -94,7 +93,7 @@ def _kind_of(error: QuorumError) -> tuple[int, ErrorType]:
         return error.status, "overloaded"
     if isinstance(error, NotReady):
         return error.status, "unhealthy"
-    if isinstance(error, InternalError):
+    if isinstance(error, InternalError) or error.code in ("non_finite_score", "scoring_failed"):
         return 424, "backend"
     return error.status, "backend" if error.status >= 500 else "validation"
 
@@ -227,7 +226,7 @@ async def info(
     request: Request, registry: RegistryDep, ensemble: Annotated[str | None, Query(min_length=1)] = None
 ) -> Info:
     """What is served here; with several ensembles, of the one named in the query."""
-    settings: Settings = request.app.state.settings
+    state = request.app.state
     served = registry.get(ensemble)
     manifest = served.manifest
     return Info(
@@ -235,11 +234,11 @@ async def info(
         model_sha=served.version,
         model_dtype=served.loaded.dtype,
         served_model_name=served.name,
-        max_concurrent_requests=settings.max_queued_tokens // manifest.max_length,
+        max_concurrent_requests=state.max_queued_tokens // manifest.max_length,
         max_input_length=manifest.max_length,
-        max_batch_tokens=settings.token_budget,
-        max_client_batch_size=settings.max_items,
+        max_batch_tokens=served.loaded.token_budget,
+        max_client_batch_size=state.limits.max_items,
         auto_truncate=manifest.truncation != "error",
-        tokenization_workers=settings.tokenizer_threads,
+        tokenization_workers=state.tokenizer_threads,
         version=request.app.version,
     )

@@ -86,8 +86,7 @@ class Scoring:
             truncate: which end is cut; the bundle's if None.
 
         Raises:
-            InvalidRequest: an item cannot be scored, and which.
-            InternalError: the engine has no finite score for an item.
+            InvalidRequest: an item has no score, and which.
             QuorumError: as the service's.
         """
         named = model if model and "/" not in model else None
