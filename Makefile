@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+CLIENTS := .cache/contract/venv
 PIP_VERSION := pip>=25.1,<26
 TESTS ?= tests
 
-.PHONY: install serve test test-slow lint format check clean help
+.PHONY: install serve test test-slow test-contract contract-clients lint format check clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -28,6 +29,21 @@ test: install  ## the tests that finish in minutes
 
 test-slow: install  ## the tests that take longer
 	$(BIN)/python -m pytest -m slow $(TESTS)
+
+contract-clients: $(CLIENTS)/bin/.installed  ## set up the environment of other trainers' own code
+
+# OpenRLHF's and verl's pins exclude each other and ours, so both come without their dependencies.
+$(CLIENTS)/bin/.installed: tests/contract/real/requirements.txt pyproject.toml
+	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --upgrade "$(PIP_VERSION)"
+	$(CLIENTS)/bin/python -m pip install --quiet torch==2.13.0
+	$(CLIENTS)/bin/python -m pip install --quiet --requirement tests/contract/real/requirements.txt
+	$(CLIENTS)/bin/python -m pip install --quiet --no-deps openrlhf==0.11.2 verl==0.9.1
+	$(CLIENTS)/bin/python -m pip install --quiet --editable .
+	touch $@
+
+test-contract: install contract-clients  ## other trainers' own code against a real server
+	$(BIN)/python -m pytest -rs tests/contract/real
 
 lint: install  ## format, lint and types
 	$(BIN)/ruff format --check .

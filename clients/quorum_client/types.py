@@ -50,7 +50,8 @@ Prompt = str | Annotated[list[Message], Field(min_length=1, fail_fast=True)]
 class ScoreItem(RequestModel):
     """What is scored: (prompt, response), or text already templated, or token ids. Exactly one of the three.
 
-    `reference` is the reference response of the prompt, for center = "reference".
+    `reference` is the reference response of the prompt, for center = "reference". `group` tells, for center = "group",
+    which texts or token ids belong to one prompt: those of equal groups.
     """
 
     prompt: Prompt | None = None
@@ -58,6 +59,7 @@ class ScoreItem(RequestModel):
     reference: str | None = None
     text: str | None = None
     token_ids: Annotated[list[Annotated[int, Field(ge=0, strict=True)]], Field(fail_fast=True)] | None = None
+    group: str | None = None
 
     @model_validator(mode="after")
     def _check_shape(self) -> ScoreItem:
@@ -69,6 +71,8 @@ class ScoreItem(RequestModel):
             raise ValueError("prompt and response go together")
         if self.reference is not None and not pair:
             raise ValueError("reference goes with prompt and response")
+        if self.group is not None and pair:
+            raise ValueError("group goes with text or token_ids; a prompt is its own group")
         return self
 
 

@@ -23,7 +23,7 @@ from quorum_server.keys import load_keys, right_needed
 from quorum_server.limits import Limits
 from quorum_server.metrics import Metrics
 from quorum_server.middleware import RequestContext
-from quorum_server.routes import compare, ensembles, health, metrics, rank, score
+from quorum_server.routes import compare, ensembles, health, metrics, openrlhf, rank, score, sglang, tei, vllm
 from quorum_server.runtime import Runtime
 from quorum_server.settings import Settings
 
@@ -52,6 +52,8 @@ def create_app(settings: Settings, make_engine: Callable[[], Engine] | None = No
     app.state.metrics = watcher = Metrics()
     app.state.runtime = runtime = Runtime(settings, make_engine, watcher)
     watcher.watch(lambda: runtime.admission.held_tokens, runtime.registry.list)
+    app.state.max_queued_tokens = settings.max_queued_tokens
+    app.state.tokenizer_threads = settings.tokenizer_threads
     app.state.limits = Limits(settings.max_body_bytes, settings.max_items)
     app.state.bundle_roots = settings.bundle_roots
     app.state.needs_key = bool(keys)
@@ -59,7 +61,14 @@ def create_app(settings: Settings, make_engine: Callable[[], Engine] | None = No
     app.add_middleware(RequestContext, metrics=watcher)  # added last, so outermost
     add_error_handlers(app)
     app.include_router(health.router)
-    for router in (score.router, rank.router, compare.router, ensembles.router, ensembles.editing, metrics.router):
+    closed = (score, rank, compare, ensembles, metrics, openrlhf, vllm, sglang, tei)
+    for router in (
+        *(module.router for module in closed),
+        ensembles.editing,
+        vllm.listing,
+        sglang.listing,
+        tei.information,
+    ):
         app.include_router(router, responses={status: ERROR_RESPONSES[status] for status in (401, 403)})
     if keys:
         _document_keys(app.openapi())

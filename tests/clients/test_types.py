@@ -31,6 +31,8 @@ PAIR = {"prompt": "p", "response": "r"}
         {**PAIR, "reference": "r0"},
         {"text": "t"},
         {"token_ids": [0, 5]},
+        {"text": "t", "group": "p"},
+        {"token_ids": [0, 5], "group": "p"},
         # Empty and broken texts are an item's own error, found where it is encoded: its neighbours are still scored.
         {"text": "\ud800"},
         {"prompt": "", "response": ""},
@@ -64,6 +66,8 @@ def test_item_shapes(fields: dict[str, Any]) -> None:
         {"token_ids": ["1"]},
         {"token_ids": [True]},
         {"text": "t", "txet": "misspelt"},
+        {**PAIR, "group": "p"},
+        {"group": "p"},
     ],
 )
 def test_other_item_shapes_are_refused(fields: dict[str, Any]) -> None:

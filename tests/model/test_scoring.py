@@ -297,9 +297,31 @@ def test_a_prompt_as_a_string_and_as_one_user_turn_is_the_same_group() -> None:
         score(ScoreRequest(inputs=other, center="group"))
 
 
+def test_texts_and_token_ids_are_grouped_by_what_they_say() -> None:
+    inputs = [
+        ScoreItem(text="a", group="p"),
+        ScoreItem(text="b", group="q"),
+        ScoreItem(text="cc", group="p"),
+        ScoreItem(text="dd", group="q"),
+        pair("e", "p"),  # a prompt of that name is not that group
+        pair("f", "p"),
+    ]
+    answer = score(ScoreRequest(inputs=inputs, center="group"))
+    members = calibrated(["|a", "|b", "|cc", "|dd", "p|e", "p|f"])
+    for rows in ([0, 2], [1, 3], [4, 5]):
+        for b in rows:
+            expected = members[:, b] - members[:, rows].mean(axis=1)
+            assert answer.results[b].members == pytest.approx(expected, abs=1e-12)
+
+
 @pytest.mark.parametrize(
     "inputs",
-    [[pair("a")], [pair("a"), pair("b"), pair("c", "q")], [pair("a"), pair("b"), ScoreItem(text="t")]],
+    [
+        [pair("a")],
+        [pair("a"), pair("b"), pair("c", "q")],
+        [pair("a"), pair("b"), ScoreItem(text="t")],
+        [pair("a", "p"), pair("b", "p"), ScoreItem(text="t", group="p")],
+    ],
 )
 def test_group_centring_needs_two_of_every_prompt(inputs: list[ScoreItem]) -> None:
     with pytest.raises(InvalidRequest, match="center 'group'"):

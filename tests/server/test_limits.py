@@ -40,9 +40,15 @@ def test_a_prompt_counts_once_for_each_response(kind: Any, body: dict[str, Any],
 
 @pytest.mark.parametrize("field", ["inputs", "candidates", "pairs"])
 def test_any_list_of_items_is_counted(field: str) -> None:
-    check_items({field: [0] * 3}, 3)
+    check_items({field: ["a"] * 3}, 3)
     with pytest.raises(RequestTooLarge, match="4 items"):
-        check_items({field: [0] * 4}, 3)
+        check_items({field: ["a"] * 4}, 3)
+
+
+def test_token_ids_of_one_text_are_one_item() -> None:
+    check_items({"input": [5] * 4}, 3)
+    with pytest.raises(RequestTooLarge, match="4 items"):
+        check_items({"input": [[5]] * 4}, 3)
 
 
 def test_turns_and_fields_are_counted() -> None:

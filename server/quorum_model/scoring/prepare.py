@@ -211,12 +211,15 @@ def _resolve_rule(manifest: Manifest, request: RewardOptions, center: Center) ->
 
 
 def _group_by_prompt(inputs: Sequence[ScoreItem]) -> list[int]:
-    """A number for each item, equal for equal prompts; items without a prompt stand alone."""
-    numbers: dict[tuple[tuple[str, str], ...] | int, int] = {}
-    return [
-        numbers.setdefault(index if item.prompt is None else _turns(item.prompt), len(numbers))
-        for index, item in enumerate(inputs)
-    ]
+    """A number for each item, equal for equal prompts, or for equal groups of texts; items with neither stand alone."""
+    numbers: dict[tuple[tuple[str, str], ...] | str | int, int] = {}
+
+    def key(index: int, item: ScoreItem) -> tuple[tuple[str, str], ...] | str | int:
+        if item.prompt is not None:
+            return _turns(item.prompt)
+        return index if item.group is None else item.group
+
+    return [numbers.setdefault(key(index, item), len(numbers)) for index, item in enumerate(inputs)]
 
 
 def _turns(prompt: Prompt) -> tuple[tuple[str, str], ...]:
@@ -228,8 +231,10 @@ def _turns(prompt: Prompt) -> tuple[tuple[str, str], ...]:
 def _check_center(center: Center, inputs: Sequence[ScoreItem], groups: Sequence[int]) -> None:
     if center == "none":
         return
-    if any(item.prompt is None for item in inputs):
-        raise InvalidRequest(f"center '{center}' needs a prompt and a response in every item, not text or token_ids")
+    if center == "reference" and any(item.prompt is None for item in inputs):
+        raise InvalidRequest("center 'reference' needs a prompt and a response in every item, not text or token_ids")
+    if center == "group" and any(item.prompt is None and item.group is None for item in inputs):
+        raise InvalidRequest("center 'group' needs a prompt and a response in every item, or a text and its group")
     if center == "group" and min(Counter(groups).values()) < 2:
         raise InvalidRequest("center 'group' needs at least 2 responses to every prompt: of one, nothing is left")
     if center == "reference" and any(item.reference is None for item in inputs):
