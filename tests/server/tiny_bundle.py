@@ -166,5 +166,5 @@ def _make_lora_bundle(target: Path, architecture: Architecture, num_members: int
 
     weights_folder = target.with_name(f"{target.name}-weights")
     make_model(architecture).save_pretrained(str(weights_folder))
-    manifest = _manifest(members, hash_weights(weights_folder), kind="lora", pooling=pooling, **changes)
+    manifest = _manifest(members, hash_weights(weights_folder), kind="lora", **{"pooling": pooling, **changes})
     return write_bundle(target, manifest, write_files)

@@ -217,8 +217,8 @@ def test_a_score_that_is_not_finite_stops_the_evaluation(
     rows = read_files([files["pairs"]], [], [])[0].rows
     original = opened.scorer.score
 
-    def broken(sequences: Any) -> Any:
-        scores = original(sequences)
+    def broken(sequences: Any, on_pass: Any) -> Any:
+        scores = original(sequences, on_pass)
         scores.raw[1, 0] = np.nan
         return scores
 
