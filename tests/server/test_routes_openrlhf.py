@@ -55,9 +55,9 @@ async def test_rewards_scores_and_logs(service: Service, path: str) -> None:
 
 
 async def test_lcb_is_logged_at_its_default_beta_under_other_modes(service: Service) -> None:
-    answer = (await service.http.post("/get_reward?mode=min&beta=5", json=BODY)).json()
+    answer = (await service.http.post("/get_reward?mode=softmin&beta=5", json=BODY)).json()
     members = calibrated(QUERIES)
-    assert answer["rewards"] == pytest.approx(members.min(axis=0))
+    assert answer["rewards"] == pytest.approx(-np.log(np.exp(-5 * members).mean(axis=0)) / 5)
     assert answer["extra_logs"]["lcb"] == pytest.approx(members.mean(axis=0) - members.std(axis=0, ddof=1))
 
 
