@@ -96,8 +96,8 @@ def attend(  # noqa: PLR0913 - the signature is Transformers'
     )
     for row in packing.rows:  # blocks are filled where there is one row
         for block, spans in row.wanted:
-            block.keys.append(_take(key, spans).clone())
-            block.values.append(_take(value, spans).clone())
+            block.keys.append(_copy(key, spans))
+            block.values.append(_copy(value, spans))
     if rule.softcap is None and can_attend_varlen(query):
         return attend_varlen(query, key, value, packing, layer, scaling, rule.is_causal, sliding_window), None
     if packing.narrowed is not None:
@@ -153,6 +153,10 @@ def _take(tensor: Tensor, spans: tuple[Span, ...], stored: Sequence[Tensor] = ()
     """(K, H, T, D) -> (K, H, S, D), stored tokens and those of the spans; consecutive tokens alone are not copied."""
     if not stored and all(left[1] == right[0] for left, right in pairwise(spans)):
         return tensor[:, :, spans[0][0] : spans[-1][1]]
+    return _copy(tensor, spans, stored)
+
+
+def _copy(tensor: Tensor, spans: tuple[Span, ...], stored: Sequence[Tensor] = ()) -> Tensor:
     return torch.cat([*stored, *(tensor[:, :, start:end] for start, end in spans)], dim=2)
 
 

@@ -8,7 +8,7 @@ Knows nothing of text, queues or HTTP.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from quorum_model.adapters import AdapterState, merge_adapter, read_adapter
 from quorum_model.backbone import Backbone, cast_weights, load_backbone
 from quorum_model.bundle.files import hash_file
-from quorum_model.bundle.golden import check_apart, read_golden
+from quorum_model.bundle.golden import GoldenItem, check_apart, read_golden
 from quorum_model.bundle.parts import read_heads
 from quorum_model.bundle.read import Bundle
 from quorum_model.errors import BundleCorrupt, BundleError, HeadMissing, SelfTestFailed, Unsupported
@@ -104,30 +104,27 @@ def load_member_scorer(
     """
     target = choose_device(device)
     model = load_scoring_model(bundle, choose_dtype(dtype, target), target, backbones)
-    scorer = MemberScorer(
-        model,
-        bundle,
-        token_budget or _UNTRIED_BUDGET,
-        share_prefixes=share_prefixes,
-        store_bytes=_default_store_bytes(target) if store_bytes is None else store_bytes,
-    )
-    if any(max(item.token_ids) >= model.vocab_size for item in read_golden(bundle)):
+    golden = read_golden(bundle)
+    if any(max(item.token_ids) >= model.vocab_size for item in golden):
         raise BundleCorrupt(f"golden.json has token ids beyond the backbone's {model.vocab_size}")
-    _self_test(scorer, bundle)
+    # Without a store: what is scored alone must not go on from what was scored together.
+    untried = MemberScorer(model, bundle, token_budget or _UNTRIED_BUDGET, share_prefixes=share_prefixes)
+    _self_test(untried, golden)
     if token_budget is None:
-        scorer.token_budget = choose_token_budget(partial(_seconds_of_pass, model, bundle))
-    return scorer
+        text = [token for item in golden for token in item.token_ids]
+        length = min(_TRIAL_LENGTH, bundle.manifest.max_length)
+        token_budget = choose_token_budget(partial(_seconds_of_pass, model, text, length))
+    store_bytes = _default_store_bytes(target) if store_bytes is None else store_bytes
+    return MemberScorer(model, bundle, token_budget, share_prefixes=share_prefixes, store_bytes=store_bytes)
 
 
 def _default_store_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] // 10 if device.type == "cuda" else 2**30
 
 
-def _seconds_of_pass(model: ScoringModel, bundle: Bundle, num_tokens: int) -> float | None:
-    """How long a pass of so many tokens takes, or None where memory does not suffice; of real text, over and over."""
-    text = [token for item in read_golden(bundle) for token in item.token_ids]
-    length = min(_TRIAL_LENGTH, bundle.manifest.max_length)
-    tokens = (text * (1 + (num_tokens + length) // len(text)))[: num_tokens // length * length]
+def _seconds_of_pass(model: ScoringModel, text: list[int], length: int, num_tokens: int) -> float | None:
+    """How long a pass of so many tokens takes, or None where memory does not suffice; of a text, over and over."""
+    tokens = (text * (1 + num_tokens // len(text)))[: num_tokens // length * length]
     row = [tokens[start : start + length] for start in range(0, len(tokens), length)]
     try:
         with torch.inference_mode():
@@ -250,13 +247,12 @@ def read_member_adapters(bundle: Bundle) -> list[AdapterState]:
     return adapters
 
 
-def _self_test(scorer: MemberScorer, bundle: Bundle) -> None:
+def _self_test(scorer: MemberScorer, golden: Sequence[GoldenItem]) -> None:
     """Golden inputs must get their golden scores, in one pass and each alone: a score has no batch companions."""
-    golden = read_golden(bundle)
     tolerance = _SELF_TEST_TOLERANCE[DTYPES[scorer.dtype]]
     expected = np.array([item.scores for item in golden]).T
-    scale = np.array([member.calibration.scale for member in bundle.manifest.members])[:, None]
-    if bundle.manifest.reference_stats is None:  # an import that nothing was measured on: its scale is only a 1
+    scale = np.array([member.calibration.scale for member in scorer.manifest.members])[:, None]
+    if scorer.manifest.reference_stats is None:  # an import that nothing was measured on: its scale is only a 1
         scale = np.maximum(scale, expected.std(axis=1, keepdims=True))
     sequences = [item.token_ids for item in golden]
     together = scorer.score(sequences).raw
@@ -270,4 +266,4 @@ def _self_test(scorer: MemberScorer, bundle: Bundle) -> None:
                 f"golden inputs scored {name} are off by {error:.3g} of a member's scale (allowed {tolerance:g}): "
                 "the weights or this machine's arithmetic are not what the bundle was made with"
             )
-    check_apart(expected, together, [member.name for member in bundle.manifest.members])
+    check_apart(expected, together, [member.name for member in scorer.manifest.members])

@@ -19,8 +19,10 @@ from quorum_client.errors import RequestTooLarge
 from quorum_model.bundle.manifest import Manifest
 from quorum_model.bundle.read import Bundle
 from quorum_model.model import Attention
-from quorum_model.passes import Pass, continue_from, plan_passes
+from quorum_model.packing import Row
+from quorum_model.passes import continue_from, plan_passes
 from quorum_model.prefix_store import Block, Digest, PrefixStore
+from quorum_model.prefixes import PrefixForest, share_prefixes
 from quorum_model.singles import ScoringModel
 
 logger = logging.getLogger(__name__)
@@ -57,9 +59,8 @@ class MemberScorer:
     ) -> None:
         self._model = model
         self.shares_prefixes = share_prefixes and model.shares_prefixes
-        self._store = (
-            PrefixStore(store_bytes) if store_bytes and self.shares_prefixes and model.stores_prefixes else None
-        )
+        has_store = store_bytes > 0 and self.shares_prefixes and model.stores_prefixes
+        self._store = PrefixStore(store_bytes) if has_store else None
         self.token_budget = token_budget
         self.manifest: Manifest = bundle.manifest
         self.version = bundle.version
@@ -82,46 +83,49 @@ class MemberScorer:
         waiting = plan_passes(sequences, self.token_budget, share=self.shares_prefixes)[::-1]
         computed_tokens = 0
         while waiting:
-            current = waiting.pop()
-            new: list[tuple[Digest, Block]] = []
-            if self._store is not None:
-                forest, new = continue_from(self._store, [sequences[index] for index in current.indices])
-                current = Pass(current.indices, forest, forest.num_tokens)
-            scores = self._run(current)
+            indices = waiting.pop()
+            row, new = self._row_of([sequences[index] for index in indices])
+            num_tokens = row.num_tokens if isinstance(row, PrefixForest) else sum(map(len, row))
+            scores = self._run(row)
             if scores is None:
-                waiting += self._halve(current, sequences)[::-1]
+                waiting += self._halve(indices, num_tokens, sequences)[::-1]
                 continue
             if self._store is not None:
                 self._store.put(new)
-            raw[:, current.indices] = scores
-            computed_tokens += current.num_tokens
+            raw[:, indices] = scores
+            computed_tokens += num_tokens
             if on_pass is not None:
-                on_pass(len(current.indices))
+                on_pass(len(indices))
         return MemberScores(raw, computed_tokens)
 
-    def _run(self, current: Pass) -> NDArray[np.float32] | None:
+    def _row_of(self, sequences: list[list[int]]) -> tuple[Row, list[tuple[Digest, Block]]]:
+        """What is computed for a pass, and the blocks that it fills for later ones."""
+        if self._store is not None:
+            return continue_from(self._store, sequences)
+        return (share_prefixes(sequences) if self.shares_prefixes else sequences), []
+
+    def _run(self, row: Row) -> NDArray[np.float32] | None:
         """Raw scores (K, N), or None where memory did not suffice."""
         try:
             with torch.inference_mode():
-                scores: NDArray[np.float32] = self._model([current.row]).float().cpu().numpy()
+                scores: NDArray[np.float32] = self._model([row]).float().cpu().numpy()
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             return None
         return scores
 
-    def _halve(self, current: Pass, sequences: Sequence[list[int]]) -> list[Pass]:
+    def _halve(self, indices: list[int], num_tokens: int, sequences: Sequence[list[int]]) -> list[list[int]]:
         """The same sequences in passes half as large, and so from now on: what was too large once will be again."""
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
-        if len(current.indices) == 1:
-            raise RequestTooLarge(f"a text of {current.num_tokens} tokens does not fit into the device's memory")
-        self.token_budget = max(1, min(self.token_budget, current.num_tokens) // 2)
+        if len(indices) == 1:
+            raise RequestTooLarge(f"a text of {num_tokens} tokens does not fit into the device's memory")
+        self.token_budget = max(1, min(self.token_budget, num_tokens) // 2)
         logger.warning("out of memory: passes of at most %d tokens from now on", self.token_budget)
-        again = plan_passes(
-            [sequences[index] for index in current.indices], self.token_budget, share=self.shares_prefixes
-        )
-        return [Pass([current.indices[index] for index in each.indices], each.row, each.num_tokens) for each in again]
+        own = [sequences[index] for index in indices]
+        again = plan_passes(own, self.token_budget, share=self.shares_prefixes)
+        return [[indices[place] for place in each] for each in again]
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

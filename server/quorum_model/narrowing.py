@@ -52,12 +52,12 @@ class LastLayer:
         if self._current is not None and isinstance(packing, Packing):
             packing.narrowed = self._current[0]
 
-    def find_modules(self, batch: PackedBatch, run: Callable[[], Tensor]) -> None:
+    def find_modules(self, batch: PackedBatch, run: Callable[[], object]) -> None:
         """Try every module of the layer, the largest first; keep those that can be narrowed.
 
         Args:
             batch: a few short sequences in one row.
-            run: the forward pass over `batch`, with a fresh packing each time: hidden states (K, T, d).
+            run: the forward pass over `batch`.
         """
         args, kwargs = self._arguments_of(run)
         expected = self._pooled(args, kwargs, batch)
@@ -77,7 +77,7 @@ class LastLayer:
                 handle.remove()
             waiting.extend((f"{name}.{inner}", child) for inner, child in module.named_children())
 
-    def _arguments_of(self, run: Callable[[], Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _arguments_of(self, run: Callable[[], object]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         handle = self._layer.register_forward_pre_hook(
             lambda _m, args, kwargs: seen.append((args, kwargs)), with_kwargs=True

@@ -1,6 +1,7 @@
 """Which sequences go through the model together, and what of them is computed.
 
-    token ids of B sequences, a token budget  --plan_passes-->  passes, each with its row
+    token ids of B sequences, a token budget  --plan_passes-->  indices of each pass
+    a pass's sequences, what is kept of their beginnings  --continue_from-->  its forest, and the blocks that it fills
 
 Knows nothing of tensors.
 """
@@ -8,35 +9,23 @@ Knows nothing of tensors.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from quorum_model.packing import Row
 from quorum_model.prefix_store import BLOCK_TOKENS, Block, Digest, PrefixStore, digests_of
 from quorum_model.prefixes import MIN_SHARED_TOKENS, PrefixForest, Run, common_prefix, share_prefixes
 
 
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """indices: of the sequences, in the row's order. row: them, or their forest. num_tokens: that are computed."""
-
-    indices: list[int]
-    row: Row
-    num_tokens: int
-
-
-def plan_passes(sequences: Sequence[list[int]], token_budget: int, *, share: bool) -> list[Pass]:
-    """Divide sequences into passes of at most `token_budget` computed tokens; a longer one gets a pass of its own.
+def plan_passes(sequences: Sequence[list[int]], token_budget: int, *, share: bool) -> list[list[int]]:
+    """Indices of the sequences of each pass, of at most `token_budget` computed tokens; a longer one goes alone.
 
     Args:
         sequences: B non-empty lists of token ids.
         token_budget: most computed tokens in a pass.
-        share: compute common beginnings once (causal backbones); sequences that begin alike then go together.
-            Otherwise those of similar length do.
+        share: common beginnings are computed once (causal backbones): sequences that begin alike go together. Otherwise
+            those of similar length do.
     """
     if not share:
-        batches = plan_batches([len(sequence) for sequence in sequences], token_budget)
-        rows = [[sequences[index] for index in batch] for batch in batches]
-        return [Pass(batch, row, sum(map(len, row))) for batch, row in zip(batches, rows, strict=True)]
+        return plan_batches([len(sequence) for sequence in sequences], token_budget)
     passes: list[list[int]] = []
     used = 0
     for index in sorted(range(len(sequences)), key=sequences.__getitem__):
@@ -51,8 +40,7 @@ def plan_passes(sequences: Sequence[list[int]], token_budget: int, *, share: boo
             used, cost = 0, len(sequence)
         passes[-1].append(index)
         used += cost
-    forests = [share_prefixes([sequences[index] for index in batch]) for batch in passes]
-    return [Pass(batch, forest, forest.num_tokens) for batch, forest in zip(passes, forests, strict=True)]
+    return passes
 
 
 def continue_from(

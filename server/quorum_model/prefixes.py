@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from quorum_model.prefix_store import Block
 
 MIN_SHARED_TOKENS = 16
-"""A shared run shorter than this costs more in bookkeeping than it saves: see ARCHITECTURE.md for the figures."""
+"""A run shorter than this is repeated rather than shared: it saves little, and costs attention calls. Not tuned."""
 
 TokenIds = Sequence[int]
 

@@ -97,6 +97,9 @@ class PromptEncoder:
         self._max_length = max_length
         self._truncation = truncation
         self._vocab_size = len(tokenizer) if vocab_size is None else vocab_size
+        # Once: the tokenizer makes these lists anew each time that it is asked.
+        self._special_tokens = list(tokenizer.all_special_tokens)
+        self._special_ids = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
 
     def encode(self, item: ScoreItem, truncate: Truncate | None = None) -> EncodedItem:
         """Token ids of an item.
@@ -188,14 +191,12 @@ class PromptEncoder:
 
     def _has_tokens(self, text: str) -> bool:
         """Whether a text has a token of its own: invisible characters have none, and special tokens are not its own."""
-        tokenizer = self._tokenizer
         plain = text
-        for special in tokenizer.all_special_tokens:
+        for special in self._special_tokens:
             plain = plain.replace(special, "")
         if any(map(str.isalnum, plain)):  # a letter is a token, if an unknown one: nearly always the end of it
             return True
-        foreign = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-        return any(token not in foreign for token in self._tokenize(text))
+        return any(token not in self._special_ids for token in self._tokenize(text))
 
     def _finish(
         self, ids: list[int], num_prompt: int, side: Truncate, *, only_given_specials: bool = False

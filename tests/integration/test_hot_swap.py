@@ -109,7 +109,6 @@ def anonymous_bytes(pid: int) -> int:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.xfail(reason="the engine's allocated memory grows by 2.9 % over 150 swaps under load: see ARCHITECTURE.md")
 def test_200_swaps_by_64_clients_with_level_memory(versions: list[Version]) -> None:
     with server(REAL_ENGINE, versions[0].path) as running, httpx.Client(base_url=running.url) as http:
         with under_load(running, versions, 64) as still:
@@ -125,4 +124,7 @@ def test_200_swaps_by_64_clients_with_level_memory(versions: list[Version]) -> N
     p99 = [float(np.quantile(load.latencies_s, 0.99)) for load in (still, swapping)]
     levels = [memory[number] >> 20 for number in (0, 50, 125, 199)]
     print(f"memory {levels} MiB, {growth:+.2%} over 150 swaps; p99 {p99[0]:.3f} s still, {p99[1]:.3f} s while swapping")
-    assert growth <= 0.01
+    if growth > 0.01:  # here, so that whatever comes before must hold
+        pytest.xfail(
+            f"allocated memory grew by {growth:.2%} over 150 swaps under load: not solved, see ARCHITECTURE.md"
+        )

@@ -211,6 +211,21 @@ def test_other_failures_of_a_pass_are_not_taken_for_memory(bundle: Bundle, monke
         scorer.score([[1, 2]])
 
 
+def test_the_self_test_scores_alone_what_it_scores_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a store, a long golden text alone would go on from what the batch before it left there."""
+    seen: list[bool] = []
+    test = loading._self_test
+
+    def watched(scorer: MemberScorer, golden: Any) -> None:
+        seen.append(scorer._store is None)
+        test(scorer, golden)
+
+    monkeypatch.setattr(loading, "_self_test", watched)
+    scorer = load_member_scorer(make_llama_bundle(tmp_path / "tiny"))
+    assert seen == [True]
+    assert scorer._store is not None
+
+
 def test_members_that_have_become_one_do_not_pass(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in low precision, where the golden scores' tolerance is wider than the members are apart."""
     read = loading.read_member_adapters

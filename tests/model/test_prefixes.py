@@ -51,26 +51,24 @@ def test_each_distinct_prefix_is_computed_once(sequences: list[list[int]]) -> No
 @given(sequences=LONG, budget=st.integers(1, 200))
 def test_shared_passes_hold_every_sequence_within_the_budget(sequences: list[list[int]], budget: int) -> None:
     passes = plan_passes(sequences, budget, share=True)
-    assert sorted(index for each in passes for index in each.indices) == list(range(len(sequences)))
+    assert sorted(index for each in passes for index in each) == list(range(len(sequences)))
     for each in passes:
-        assert isinstance(each.row, PrefixForest)
-        assert each.num_tokens == each.row.num_tokens
-        assert len(each.indices) == 1 or each.num_tokens <= budget
-        for place, index in enumerate(each.indices):
-            assert tokens_of(each.row, place) == sequences[index]
+        forest = share_prefixes([sequences[index] for index in each])
+        assert len(each) == 1 or forest.num_tokens <= budget
 
 
 def test_candidates_of_one_prompt_meet_in_one_pass() -> None:
     prompts = [[prompt] * 100 for prompt in (7, 3, 5)]
     sequences = [prompts[index % 3] + [10 + index] * 5 for index in range(12)]
     passes = plan_passes(sequences, 200, share=True)
-    assert [sorted({sequences[index][0] for index in each.indices}) for each in passes] == [[3], [5], [7]]
-    assert [each.num_tokens for each in passes] == [120, 120, 120]
+    assert [sorted({sequences[index][0] for index in each}) for each in passes] == [[3], [5], [7]]
+    assert [share_prefixes([sequences[index] for index in each]).num_tokens for each in passes] == [120, 120, 120]
 
 
 def test_beginnings_shorter_than_the_minimum_are_repeated() -> None:
     sequences = [[1] * (MIN_SHARED_TOKENS - 1) + [2], [1] * (MIN_SHARED_TOKENS - 1) + [3]]
-    assert plan_passes(sequences, 1000, share=True)[0].num_tokens == 2 * MIN_SHARED_TOKENS
+    assert share_prefixes(sequences).num_tokens == 2 * MIN_SHARED_TOKENS
+    assert plan_passes(sequences, 2 * MIN_SHARED_TOKENS - 1, share=True) == [[0], [1]]
 
 
 @given(lengths=st.lists(st.integers(1, 50), max_size=40), budget=st.integers(1, 120))

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import sys
@@ -192,6 +193,16 @@ def load_thread_counter(bundle: Any, *, device: str, dtype: str, token_budget: i
     return scorer
 
 
+_tried = itertools.count(700)
+
+
+def load_with_trial(bundle: Any, *, device: str, dtype: str, token_budget: int | None) -> FakeScorer:
+    """A loader whose every trial finds another budget."""
+    scorer = load_fake_scorer(bundle, device=device, dtype=dtype, token_budget=token_budget)
+    scorer.token_budget = token_budget or next(_tried)
+    return scorer
+
+
 class UnreadableScorer(FakeScorer):
     """Its answer cannot be put together again at the other end."""
 
@@ -226,6 +237,10 @@ def load_slowly(bundle: Any, *, device: str, dtype: str, token_budget: int | Non
 
 def make_load_thread_counter() -> Any:
     return load_thread_counter
+
+
+def make_load_with_trial() -> Any:
+    return load_with_trial
 
 
 def make_load_unreadable_scorer() -> Any:

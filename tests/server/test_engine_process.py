@@ -11,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -120,6 +121,20 @@ async def test_the_child_has_the_threads_it_was_given(fake_bundle: Path) -> None
     try:
         loaded = await process.load(fake_bundle, device="cpu", dtype="auto", token_budget=64)
         assert loaded.device == "threads=7 torch=False"  # else it would have read another number
+    finally:
+        await process.stop()
+
+
+async def test_beside_a_loaded_ensemble_no_budget_is_tried(fake_bundle: Path, tmp_path: Path) -> None:
+    other = make_fake_bundle(tmp_path / "other", name="other")
+    process = EngineProcess(loader="tests.server.fake_engine:make_load_with_trial")
+    await process.start()
+    try:
+        options: Any = {"device": "cpu", "dtype": "auto"}
+        first = await process.load(fake_bundle, **options, token_budget=None)
+        second = await process.load(other.path, **options, token_budget=None)
+        third = await process.load(fake_bundle, **options, token_budget=50)
+        assert [one.token_budget for one in (first, second, third)] == [700, 700, 50]
     finally:
         await process.stop()
 

@@ -66,8 +66,8 @@ class Task:
         )
 
     def load(self, bundle: Bundle) -> MemberScorer:
-        """The engine's scorer of a bundle, as a server would load it."""
-        return load_member_scorer(bundle, device=str(self.device), dtype=self.dtype)
+        """The engine's scorer of a bundle; without a store, which would hold the first round's work in the second."""
+        return load_member_scorer(bundle, device=str(self.device), dtype=self.dtype, store_bytes=0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,8 @@ def prefix(  # noqa: PLR0913 - the options of a command are its interface
         )
         bundle = ensemble.write(Path(work) / "ensemble")
         scorers = {
-            name: load_member_scorer(bundle, device=str(target), dtype=chosen, share_prefixes=is_shared)
+            # Without a store: from the second round on it would hold what the first one computed.
+            name: load_member_scorer(bundle, device=str(target), dtype=chosen, share_prefixes=is_shared, store_bytes=0)
             for name, is_shared in (("sharing_on", True), ("sharing_off", False))
         }
     ids = draw_responses(vocab_size, prompt=prompt, responses=responses, response=response)

@@ -158,10 +158,11 @@ class _Worker:
             module, _, function = self._loader.partition(":")
             self._load_scorer = getattr(importlib.import_module(module), function)()
         bundle = read_bundle(Path(request.path))
+        # Beside passes under way nothing is tried: it would slow them, and they would falsify it.
+        loaded = list(self._scorers.values())
+        token_budget = request.token_budget or (loaded[-1].token_budget if loaded else None)
         try:
-            scorer = self._load_scorer(
-                bundle, device=request.device, dtype=request.dtype, token_budget=request.token_budget
-            )
+            scorer = self._load_scorer(bundle, device=request.device, dtype=request.dtype, token_budget=token_budget)
         except (MemoryError, RuntimeError) as error:
             if type(error).__name__ not in _OUT_OF_MEMORY:
                 raise

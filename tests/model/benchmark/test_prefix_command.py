@@ -14,7 +14,7 @@ from quorum_model.benchmark.flops import LayerShape
 from quorum_model.benchmark.prefix import draw_responses, flop_limit
 from quorum_model.member_scorer import MemberScorer, MemberScores
 
-PROMPT = 40
+PROMPT = 80  # longer than the blocks that an engine keeps between passes
 SMALL = ("--layers", "2", "--hidden", "16", "--ffn", "24", "--heads", "4", "--key-heads", "2", "--members", "2",
          "--rank", "2", "--prompt", str(PROMPT), "--responses", "3", "--response", "5", "--rounds", "2",
          "--dtype", "float32", "--device", "cpu", "--json")  # fmt: skip
@@ -34,6 +34,22 @@ def test_figures() -> None:
     assert found["ratio_sharing"] == pytest.approx((off[0] / on[0] + off[1] / on[1]) / 2)
     assert 1 < found["flop_limit"] < 3
     assert found["dtype"] == "float32"
+
+
+def test_every_round_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt that was kept from an earlier round would be a figure of memory, not of sharing."""
+    computed: list[int] = []
+    right = MemberScorer.score
+
+    def counted(self: MemberScorer, ids: list[list[int]]) -> MemberScores:
+        found = right(self, ids)
+        if len(ids) == 3 and len(ids[0]) == PROMPT + 5:
+            computed.append(found.computed_tokens)
+        return found
+
+    monkeypatch.setattr(MemberScorer, "score", counted)
+    assert run().exit_code == 0
+    assert sorted(computed) == [PROMPT + 3 * 5] * 4 + [3 * (PROMPT + 5)] * 4  # agreement, warm-up, two rounds
 
 
 def test_a_score_that_sharing_changes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
