@@ -83,9 +83,8 @@ def rank_disagreement(texts: CalibratedTexts) -> FloatArray:
             continue
         own = starts[np.minimum(sizes, MAX_COMPARED) == size]
         scores = texts.scores[:, order[own[:, None] + np.arange(size)]]  # (K, groups of this size, size)
-        above = np.zeros(
-            (len(own), size, size), np.int32
-        )  # how many members score the second candidate below the first
+        # How many members score the second candidate below the first.
+        above = np.zeros((len(own), size, size), np.int32)
         for member in scores:
             above += member[:, :, None] > member[:, None, :]
         below = above.transpose(0, 2, 1)
