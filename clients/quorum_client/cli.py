@@ -19,6 +19,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from quorum_client import __version__
+from quorum_client.allocator import keep_freed_memory
 from quorum_client.errors import MissingExtra, QuorumError
 
 COMMAND_GROUP = "quorum.commands"
@@ -124,6 +125,7 @@ def main() -> None:
     # OpenMP's threads spin while they wait, which costs a busy machine most of its speed (ARCHITECTURE.md has the
     # figures). Said before any subcommand imports torch, and inherited by the engine's process.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_freed_memory()
     app()
 
 

@@ -5,7 +5,7 @@
 Each run of tokens attends to itself and, where it continues a shared prefix, to the tokens before it: the queries are
 the last L of S positions. Keys of a prefix are put in front of a run's own, so that a shared prefix gives the very sums
 that an unshared one gives (merging two partial softmaxes by their log-sum-exp saves the copy, and rounds otherwise).
-On a CPU one SDPA call a run; on CUDA one variable-length call for the whole batch. Knows nothing of pooling or members.
+On a CPU one call a run; on CUDA one variable-length call for the whole batch. Knows nothing of pooling or members.
 
 Shapes: `R` rows, `T` packed tokens, `H` heads, `H_kv` key heads, `D` head size, `L` queries, `S` keys.
 """
@@ -13,15 +13,14 @@ Shapes: `R` rows, `T` packed tokens, `H` heads, `H_kv` key heads, `D` head size,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import AttentionInterface
 
+from quorum_model.attention_rule import AttentionRule
 from quorum_model.packing import PACKING_KEYWORD, Narrowed, Packing, RowLayout, Span
 from quorum_model.varlen import attend_varlen, can_attend_varlen
 
@@ -158,57 +157,6 @@ def _take(tensor: Tensor, spans: tuple[Span, ...], stored: Sequence[Tensor] = ()
 
 def _copy(tensor: Tensor, spans: tuple[Span, ...], stored: Sequence[Tensor] = ()) -> Tensor:
     return torch.cat([*stored, *(tensor[:, :, start:end] for start, end in spans)], dim=2)
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionRule:
-    """Attention over one sequence: (K, H, L, D) queries over (K, H_kv, S, D) keys."""
-
-    is_causal: bool
-    scaling: float | None
-    sliding_window: int | None
-    softcap: float | None
-
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, place: int | None = None) -> Tensor:
-        """(K, H, L, D). place: the position of the first query; S - L if None, so that the last meets the last."""
-        queries, keys = query.shape[2], key.shape[2]
-        first = keys - queries if place is None else place
-        window = self.sliding_window if self.sliding_window is not None and self.sliding_window < keys else None
-        if self.softcap is not None:
-            return self._explicit(query, key, value, window, first)
-        # SDPA's own is_causal lets query i see keys 0..i, which is right only where all positions are queries.
-        sees_all = first + 1 == keys or not self.is_causal
-        masked = window is not None or (queries < keys and not sees_all)
-        mask = visible(queries, keys, self.is_causal, window, first, query.device) if masked else None
-        return functional.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            is_causal=self.is_causal and mask is None and queries == keys,
-            scale=self.scaling,
-            enable_gqa=key.shape[1] != query.shape[1],
-        )
-
-    def _explicit(self, query: Tensor, key: Tensor, value: Tensor, window: int | None, first: int) -> Tensor:
-        """Softcapped scores have no fused kernel on a CPU."""
-        assert self.softcap is not None
-        groups = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-        scale = self.scaling if self.scaling is not None else query.shape[3] ** -0.5
-        scores = torch.tanh(query @ key.transpose(2, 3) * scale / self.softcap) * self.softcap
-        seen = visible(query.shape[2], key.shape[2], self.is_causal, window, first, query.device)
-        exact = torch.float64 if scores.dtype == torch.float64 else torch.float32
-        weights = scores.masked_fill(~seen, float("-inf")).softmax(dim=-1, dtype=exact)
-        return weights.to(value.dtype) @ value
-
-
-def visible(queries: int, keys: int, is_causal: bool, window: int | None, first: int, device: torch.device) -> Tensor:
-    """Boolean (L, S); True where query i, at position `first` + i, may see key j."""
-    place = torch.arange(keys, device=device)
-    distance = place[first : first + queries, None] - place[None, :]
-    seen = distance >= 0 if is_causal else torch.ones_like(distance, dtype=torch.bool)
-    return seen if window is None else seen & (distance.abs() < window)
 
 
 # Transformers' public extension point: registering is idempotent and has no other effect. No mask function is

@@ -117,23 +117,6 @@ def load_backbone(folder: Path, *, dtype: torch.dtype = torch.float32, quantizat
     return wrap_backbone(model, frozenset(info["missing_keys"]))
 
 
-def cast_weights(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
-    """Move a model and round its weights, and only those: buffers that are computed, such as rotary frequencies, stay.
-
-    Rounded to bf16, a rotary frequency is off by an angle that grows with the position. Weights are copied even where
-    nothing else changes: until then they are pages of the file, and follow whatever is written into it.
-    """
-    computed = {
-        f"{prefix}.{name}".lstrip(".")
-        for prefix, module in model.named_modules()
-        for name in module._non_persistent_buffers_set
-    }
-    for tensor in [*model.parameters(), *(b for name, b in model.named_buffers() if name not in computed)]:
-        if tensor.is_floating_point():
-            tensor.data = tensor.data.to(dtype, copy=True)
-    model.to(device)
-
-
 def wrap_backbone(model: Any, new_parameters: frozenset[str] = frozenset()) -> Backbone:
     """A `Backbone` of a sequence-classification model that is already in memory."""
     prefix = model.base_model_prefix

@@ -1,9 +1,13 @@
 """One Linear for K members at once: the base product over all rows, then each member's low-rank update by bmm.
 
-    x (K, T, d_in)  --base-->  (K, T, d_out)  --+ (x A) B, batched over members-->  (K, T, d_out)
+    x (K, T, d_in)  --(x A) B, batched over members-->  --+ x W, one product over all rows-->  (K, T, d_out)
 
 Arithmetic of LoRA (arXiv 2106.09685) without a loop over members and without a gather. The same layer serves and
 trains. Knows nothing of attention, packing, heads or files.
+
+In bf16 the order matters. What is added to a product that is rounded already is lost where it is below half of the
+product's last bit, and an update often is: always in the same direction, member by member, which is what an ensemble's
+std consists of. So the product is accumulated onto the update, in fp32, and rounded once.
 
 Shapes: `K` members, `T` packed tokens, `d_in`/`d_out` features, `r` the largest rank of any member (smaller ranks are
 padded with zeros, which is exact).
@@ -63,19 +67,27 @@ class FoldedLinear(nn.Module):
         if x.dim() != 3 or x.shape[0] not in (1, members):
             raise RuntimeError(f"folded layer of {members} members got an input of shape {tuple(x.shape)}")
         shared = members > 1 and (x.shape[0] == 1 or x.stride(0) == 0)
-        if shared:
-            y = self.base(x[:1]).expand(members, -1, -1)
-            x = x[:1].expand(members, -1, -1)
-        else:
-            y = self.base(x)
+        row = x[:1] if shared else x
+        x = row.expand(members, -1, -1)
         adapter_input = x if self.input_dropout is None else self.input_dropout(x, self.members)
-        # In training adapters stay in fp32 over a base in bf16: rounded here, so that small steps are not lost.
-        a, b = self.a[self.members].to(x.dtype), self.b[self.members].to(y.dtype)
-        low = (torch.bmm(adapter_input, a) * self.scaling[self.members]).to(y.dtype)
-        if shared or torch.is_grad_enabled():
-            return torch.baddbmm(y, low, b)
-        result: Tensor = y.baddbmm_(low, b)
-        return result
+        if not shared and not torch.is_grad_enabled() and is_plain_linear(self.base):
+            return self._accumulate(x, self._low(adapter_input, x.dtype))
+        # Rows that all members share are multiplied once, and so before there is an update.
+        y = self.base(row).expand(members, -1, -1)
+        return torch.baddbmm(y, self._low(adapter_input, y.dtype), self.b[self.members].to(y.dtype))
+
+    def _low(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """(K, T, d_in) -> (K, T, r). Adapters are trained in fp32 over a base in bf16: small steps are not lost."""
+        return (torch.bmm(x, self.a[self.members].to(x.dtype)) * self.scaling[self.members]).to(dtype)
+
+    def _accumulate(self, x: Tensor, low: Tensor) -> Tensor:
+        """The base product added to the updates, in one rounding."""
+        base: Any = self.base
+        b = self.b[self.members].to(low.dtype)
+        y = torch.bmm(low, b) if base.bias is None else torch.baddbmm(base.bias, low, b)
+        weight = base.weight.t() if isinstance(base, nn.Linear) else base.weight
+        y.view(-1, y.shape[2]).addmm_(x.reshape(-1, x.shape[2]), weight)
+        return y
 
     def _forward_one(self, x: Tensor, member: int) -> Tensor:
         y: Tensor = self.base(x)
@@ -98,6 +110,11 @@ def is_linear(module: nn.Module) -> bool:
     if type(module).__name__ in ("Conv1D", "Linear4bit"):  # of Transformers; of bitsandbytes
         return True
     return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether it is x W + bias and nothing else: the Linear of torch or the Conv1D of Transformers, unquantised."""
+    return type(module) is nn.Linear or type(module).__name__ == "Conv1D"
 
 
 def fold_into(root: nn.Module, layers: dict[str, FoldedLinear]) -> None:

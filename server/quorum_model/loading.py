@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from quorum_model.adapters import AdapterState, merge_adapter, read_adapter
-from quorum_model.backbone import Backbone, cast_weights, load_backbone
+from quorum_model.backbone import Backbone, load_backbone
 from quorum_model.bundle.files import hash_file
 from quorum_model.bundle.golden import GoldenItem, check_apart, read_golden
 from quorum_model.bundle.parts import read_heads
 from quorum_model.bundle.read import Bundle
+from quorum_model.casting import cast_weights
 from quorum_model.errors import BundleCorrupt, BundleError, HeadMissing, SelfTestFailed, Unsupported
 from quorum_model.member_scorer import MemberScorer, is_out_of_memory
 from quorum_model.model import EnsembleModel

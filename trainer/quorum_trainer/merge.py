@@ -21,11 +21,11 @@ from rich.console import Console
 from rich.progress import track
 
 from quorum_model.adapters import write_adapter
-from quorum_model.backbone import cast_weights
 from quorum_model.bundle.golden import GoldenItem, read_golden, write_golden
 from quorum_model.bundle.manifest import Manifest, MemberCalibration, MemberEntry
 from quorum_model.bundle.read import Bundle, read_bundle, resolve_bundle
 from quorum_model.bundle.write import write_bundle
+from quorum_model.casting import cast_weights
 from quorum_model.errors import BundleError, Unsupported
 from quorum_model.loading import choose_device, load_shared_backbone, read_member_adapters
 from quorum_model.merge import MergedMember, merge_members, projection_of

@@ -18,7 +18,8 @@ from transformers import BitsAndBytesConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from quorum_model.adapters import AdapterState, merge_adapter
-from quorum_model.backbone import Backbone, cast_weights, load_backbone
+from quorum_model.backbone import Backbone, load_backbone
+from quorum_model.casting import cast_weights
 from quorum_trainer.config import ConfigError, TrainConfig
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
