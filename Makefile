@@ -24,9 +24,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 serve: install  ## serve the default ensemble on http://127.0.0.1:8000
 	$(BIN)/quorum serve --bundle default
 
+# A process a core, each with whole files: what a file's tests share (a server, a bundle) is made once.
 test: install  ## the tests that finish in minutes
-	$(BIN)/python -m pytest -m "not slow" $(TESTS)
+	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist loadfile $(TESTS)
 
+# One after another: they load servers and watch clocks.
 test-slow: install  ## the tests that take longer
 	$(BIN)/python -m pytest -m slow $(TESTS)
 

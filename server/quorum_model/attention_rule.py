@@ -80,7 +80,8 @@ class AttentionRule:
         step = max(1, SCORES_AT_ONCE // (groups * queries * keys))
         parts = (torch.split(tensor, step) for tensor in (query, key, value))
         pieces = [torch.bmm(self._scores(q, k, bias).softmax(-1), v) for q, k, v in zip(*parts, strict=True)]
-        return torch.cat(pieces).view(members, heads, queries, value.shape[2])
+        out = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        return out.view(members, heads, queries, value.shape[2])
 
     def _scores(self, query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
         """(B, L, D), (B, D, S) -> (B, L, S), with -inf where nothing is seen; scaled before they are rounded."""

@@ -133,18 +133,21 @@ class PromptEncoder:
 
     def encode_pair(self, prompt: str | list[Message], response: str, truncate: Truncate | None = None) -> EncodedItem:
         """Token ids of (prompt, response); see `encode`."""
-        turns = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
-        _check_text("".join(turn.content for turn in turns), "prompt")
+        messages = _messages(prompt)
+        _check_text("".join(message["content"] for message in messages), "prompt")
         _check_text(response, "response")
         if not self._has_tokens(response):
             raise ItemRejected("empty_text", "the response has no tokens of its own")
-        messages = [turn.model_dump() for turn in turns]
         text = self._render([*messages, {"role": "assistant", "content": response}])
         ids = self._tokenize(text)
         num_prompt = 0
         if len(self._without_specials(ids)) > self._budget:
             num_prompt = self._count_prompt_tokens(text, messages, response)
         return self._finish(ids, num_prompt, truncate or self._truncation)
+
+    def render_pair(self, prompt: str | list[Message], response: str) -> str:
+        """(prompt, response) as one text under the template: as a `text` it has the same token ids."""
+        return self._render([*_messages(prompt), {"role": "assistant", "content": response}])
 
     def _render(self, messages: list[dict[str, str]]) -> str:
         try:
@@ -227,6 +230,11 @@ def _cut(ids: list[int], num_prompt: int, budget: int, side: Truncate) -> list[i
         kept = prompt[len(prompt) - room :] if side == "left" else prompt[:room]
         return kept + rest
     return rest[-budget:] if side == "left" else rest[:budget]
+
+
+def _messages(prompt: str | list[Message]) -> list[dict[str, str]]:
+    turns = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
+    return [turn.model_dump() for turn in turns]
 
 
 def _check_text(text: str, what: str = "text") -> None:

@@ -22,6 +22,7 @@ class BenchmarkGroup(CommandGroup):
         "score": "What K members cost to score, against one model, PEFT, vLLM and the matrix peak.",
         "prefix": "What it is worth to compute a shared prompt once.",
         "parity": "What a bundle's scores lose in another dtype, on real text.",
+        "serve": "What the service costs, and what batching across requests is worth.",
         "train": "What K members cost to train, against PEFT one after another.",
     }
 

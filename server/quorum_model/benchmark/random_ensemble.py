@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from quorum_model.adapters import AdapterState, LoraWeights, merge_adapter, write_adapter
-from quorum_model.backbone import Backbone, load_backbone
+from quorum_model.backbone import Backbone, is_causal, load_backbone
 from quorum_model.benchmark.quiet import quiet_transformers
 from quorum_model.bundle.golden import GoldenItem, write_golden
 from quorum_model.bundle.manifest import BackboneRef, Kind, Manifest, MemberEntry, PromptFormat, fingerprint_of
@@ -33,8 +33,8 @@ from quorum_model.folded import features_of
 from quorum_model.layers import TOP_FRACTIONS, linears_by_layer, num_layers, top_layers
 from quorum_model.model import EnsembleModel
 from quorum_model.packing import Pooling
-from quorum_model.prompts import PLAIN_TEMPLATE
-from quorum_model.sources import BUNDLE_SCHEME, hash_weights
+from quorum_model.prompts import PLAIN_TEMPLATE, default_prompt_format
+from quorum_model.sources import BUNDLE_SCHEME, hash_tokenizer, hash_weights, load_tokenizer
 
 BenchKind = Literal["lora", "linear", "singles"]
 Layers = Literal["all", "top-half", "top-third", "top-sixth"]
@@ -127,6 +127,15 @@ class RandomEnsemble:
         manifest = self._manifest(kind, f"{BUNDLE_SCHEME}{folders[0]}", hash_weights(bodies / folders[0]), folders)
         return write_bundle(target, manifest, write_files)
 
+    def _text_format(self) -> tuple[str, tuple[PromptFormat, list[int], list[int]]]:
+        """The tokenizer's hash and a new ensemble's format; a random backbone has none, and scores ids alone."""
+        if not (self.backbone / "tokenizer_config.json").is_file():
+            fingerprint = fingerprint_of(PLAIN_TEMPLATE, [], [])
+            plain = PromptFormat(template=PLAIN_TEMPLATE, origin="plain", fingerprint=fingerprint)
+            return "0" * 64, (plain, [], [])
+        causal = is_causal(self.backbone)
+        return hash_tokenizer(self.backbone), default_prompt_format(load_tokenizer(self.backbone), is_causal=causal)
+
     def _save_heads(self, root: Path, states: Sequence[AdapterState]) -> None:
         save_heads(root / HEADS_NAME, {_name(k): state.head for k, state in enumerate(states)})
 
@@ -134,20 +143,20 @@ class RandomEnsemble:
         self, kind: Kind, source: str, weights_sha256: str | None = None, bodies: Sequence[str] = ()
     ) -> Manifest:
         count = len(bodies) or len(self.states)
+        tokenizer_sha256, (prompt_format, bos_ids, eos_ids) = self._text_format()
         return Manifest(
             name="random",
             kind=kind,
-            # Token ids are given: the tokenizer, which a random backbone lacks, is never looked at.
             backbone=BackboneRef(
-                source=source, weights_sha256=weights_sha256 or hash_weights(self.backbone), tokenizer_sha256="0" * 64
+                source=source,
+                weights_sha256=weights_sha256 or hash_weights(self.backbone),
+                tokenizer_sha256=tokenizer_sha256,
             ),
             pooling=self.pooling,
             max_length=self.max_length,
-            bos_ids=[],
-            eos_ids=[],
-            prompt_format=PromptFormat(
-                template=PLAIN_TEMPLATE, origin="plain", fingerprint=fingerprint_of(PLAIN_TEMPLATE, [], [])
-            ),
+            bos_ids=bos_ids,
+            eos_ids=eos_ids,
+            prompt_format=prompt_format,
             members=[
                 MemberEntry(
                     name=_name(k),

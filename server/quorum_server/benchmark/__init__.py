@@ -1,0 +1,1 @@
+"""Benchmarks of the service: real processes, requests over HTTP, peers in the same run."""
