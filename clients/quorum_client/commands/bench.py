@@ -23,6 +23,7 @@ class BenchmarkGroup(CommandGroup):
         "prefix": "What it is worth to compute a shared prompt once.",
         "parity": "What a bundle's scores lose in another dtype, on real text.",
         "serve": "What the service costs, and what batching across requests is worth.",
+        "swap": "What replacing a live ensemble costs those who score meanwhile.",
         "train": "What K members cost to train, against PEFT one after another.",
     }
 

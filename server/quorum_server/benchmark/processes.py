@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 
 import torch
@@ -63,6 +64,17 @@ class ServerProcess:
     def pid(self) -> int:
         """Of the process itself."""
         return self._process.pid
+
+    def allocated_bytes(self) -> int:
+        """What it and its children have allocated, in memory or swapped out; 0 where the system does not say."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
+        try:
+            pids = [str(self.pid), *children.read_text(encoding="ascii").split()]
+            statuses = [Path(f"/proc/{pid}/status").read_text(encoding="utf-8") for pid in pids]
+        except OSError:
+            return 0
+        lines = (line.split() for status in statuses for line in status.splitlines())
+        return sum(1024 * int(words[1]) for words in lines if words[0] in ("RssAnon:", "VmSwap:"))
 
     def close(self) -> None:
         """End it and what it started."""
