@@ -42,7 +42,8 @@ class MemberScorer:
     Args:
         model: the ensemble in memory.
         bundle: where it came from.
-        token_budget: most computed tokens in one pass; a longer single sequence still gets a pass of its own.
+        token_budget: most computed tokens in one pass; a longer single sequence still gets a pass of its own, and one
+            that shares a long beginning may be larger (see `room_for`).
         share_prefixes: compute what sequences begin with in common once, where the backbone allows it.
         store_bytes: memory for beginnings that are kept from one pass to the next, where the model allows it; 0 for
             none.
@@ -62,6 +63,7 @@ class MemberScorer:
         has_store = store_bytes > 0 and self.shares_prefixes and model.stores_prefixes
         self._store = PrefixStore(store_bytes) if has_store else None
         self.token_budget = token_budget
+        self._memory_was_short = False
         self.manifest: Manifest = bundle.manifest
         self.version = bundle.version
         self.num_members = model.num_members
@@ -80,7 +82,7 @@ class MemberScorer:
             RequestTooLarge: a single sequence does not fit into the device's memory.
         """
         raw = np.empty((self.num_members, len(sequences)), dtype=np.float32)
-        waiting = plan_passes(sequences, self.token_budget, share=self.shares_prefixes)[::-1]
+        waiting = self._plan(sequences)[::-1]
         computed_tokens = 0
         while waiting:
             indices = waiting.pop()
@@ -123,9 +125,12 @@ class MemberScorer:
             raise RequestTooLarge(f"a text of {num_tokens} tokens does not fit into the device's memory")
         self.token_budget = max(1, min(self.token_budget, num_tokens) // 2)
         logger.warning("out of memory: passes of at most %d tokens from now on", self.token_budget)
-        own = [sequences[index] for index in indices]
-        again = plan_passes(own, self.token_budget, share=self.shares_prefixes)
+        self._memory_was_short = True
+        again = self._plan([sequences[index] for index in indices])
         return [[indices[place] for place in each] for each in again]
+
+    def _plan(self, sequences: Sequence[list[int]]) -> list[list[int]]:
+        return plan_passes(sequences, self.token_budget, share=self.shares_prefixes, stretch=not self._memory_was_short)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from quorum_model.prefix_store import BLOCK_TOKENS, Block, Digest, PrefixStore, digests_of
-from quorum_model.prefixes import MIN_SHARED_TOKENS, PrefixForest, Run, common_prefix, share_prefixes
+from quorum_model.prefixes import MIN_SHARED_TOKENS, PrefixForest, Run, common_prefix, room_for, share_prefixes
 
 
-def plan_passes(sequences: Sequence[list[int]], token_budget: int, *, share: bool) -> list[list[int]]:
+def plan_passes(
+    sequences: Sequence[list[int]], token_budget: int, *, share: bool, stretch: bool = True
+) -> list[list[int]]:
     """Indices of the sequences of each pass, of at most `token_budget` computed tokens; a longer one goes alone.
 
     Args:
@@ -23,11 +25,12 @@ def plan_passes(sequences: Sequence[list[int]], token_budget: int, *, share: boo
         token_budget: most computed tokens in a pass.
         share: common beginnings are computed once (causal backbones): sequences that begin alike go together. Otherwise
             those of similar length do.
+        stretch: let a pass grow with what all of it shares (see `room_for`): not where memory has been short.
     """
     if not share:
         return plan_batches([len(sequence) for sequence in sequences], token_budget)
     passes: list[list[int]] = []
-    used = 0
+    used = shared = 0
     for index in sorted(range(len(sequences)), key=sequences.__getitem__):
         sequence = sequences[index]
         cost = len(sequence)
@@ -35,9 +38,10 @@ def plan_passes(sequences: Sequence[list[int]], token_budget: int, *, share: boo
             agreed = common_prefix(sequences[passes[-1][-1]], sequence)
             # At a branch at least this much is shared already: runs shorter than the minimum are not.
             cost -= max(0, agreed - MIN_SHARED_TOKENS + 1)
-        if not passes or used + cost > token_budget:
+            shared = min(shared, agreed)
+        if not passes or used + cost > (room_for(token_budget, shared) if stretch else token_budget):
             passes.append([])
-            used, cost = 0, len(sequence)
+            used, cost, shared = 0, len(sequence), len(sequence)
         passes[-1].append(index)
         used += cost
     return passes

@@ -17,7 +17,19 @@ from quorum_model.prefix_store import Block
 MIN_SHARED_TOKENS = 16
 """A run shorter than this is repeated rather than shared: it saves little, and costs attention calls. Not tuned."""
 
+_LARGEST_PASS = 6
+"""Of a pass that shares a beginning, in beginnings: what each such pass computes again is a sixth of it."""
+
 TokenIds = Sequence[int]
+
+
+def room_for(token_budget: int, shared: int) -> int:
+    """Most tokens of a pass whose sequences all begin with the same `shared` ones.
+
+    The budget, or more where a pass of that size would hold little but the beginning: to split candidates of a long
+    prompt is to compute it again for each.
+    """
+    return max(token_budget, _LARGEST_PASS * shared) if shared >= MIN_SHARED_TOKENS else token_budget
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from quorum_model.prefixes import MIN_SHARED_TOKENS
+from quorum_model.prefixes import MIN_SHARED_TOKENS, room_for
 from quorum_server.engine.messages import TokenIds
 
 Order = Literal["arrival", "least_served"]
@@ -55,8 +55,8 @@ def cut_units(sequences: Sequence[TokenIds], token_budget: int, *, shares_prefix
     """Cut a request into units: candidates of one prompt stay together, so that a pass can share their prefix.
 
     Told by the token ids alone, so that it holds for every protocol: neighbours in lexicographic order belong together
-    where they share at least half of the shorter one. A group beyond the budget is cut into several units; a longer
-    sequence is a unit of its own.
+    where they share at least half of the shorter one. A group beyond the budget is cut into several units (where a
+    prefix is computed once, beyond a few times that: see `room_for`); a longer sequence is a unit of its own.
 
     Args:
         sequences: B >= 1 non-empty ones.
@@ -72,16 +72,18 @@ def cut_units(sequences: Sequence[TokenIds], token_budget: int, *, shares_prefix
     order = sorted(range(len(sequences)), key=keys.__getitem__)
     units: list[Unit] = []
     current = [order[0]]
-    used = len(sequences[order[0]])
+    used = common = len(sequences[order[0]])
     for before, index in pairwise(order):
         length, shared = len(sequences[index]), _common_prefix(sequences[before], sequences[index])
         cost = length - max(0, shared - MIN_SHARED_TOKENS + 1) if shares_prefixes else length
-        if used + cost <= token_budget and 2 * shared >= min(length, len(sequences[before])):
+        common = min(common, shared)
+        room = room_for(token_budget, common) if shares_prefixes else token_budget
+        if used + cost <= room and 2 * shared >= min(length, len(sequences[before])):
             current.append(index)
             used += cost
             continue
         units.append(Unit(tuple(current), used))
-        current, used = [index], length
+        current, used, common = [index], length, length
     units.append(Unit(tuple(current), used))
     return sorted(units, key=lambda unit: min(unit.indices))
 

@@ -48,13 +48,29 @@ def test_each_distinct_prefix_is_computed_once(sequences: list[list[int]]) -> No
     assert share_prefixes(sequences, 1).num_tokens == len(distinct)
 
 
-@given(sequences=LONG, budget=st.integers(1, 200))
-def test_shared_passes_hold_every_sequence_within_the_budget(sequences: list[list[int]], budget: int) -> None:
-    passes = plan_passes(sequences, budget, share=True)
+@given(sequences=LONG, budget=st.integers(1, 200), stretch=st.booleans())
+def test_shared_passes_hold_every_sequence_within_the_budget(
+    sequences: list[list[int]], budget: int, stretch: bool
+) -> None:
+    passes = plan_passes(sequences, budget, share=True, stretch=stretch)
     assert sorted(index for each in passes for index in each) == list(range(len(sequences)))
     for each in passes:
         forest = share_prefixes([sequences[index] for index in each])
-        assert len(each) == 1 or forest.num_tokens <= budget
+        columns = list(zip(*(sequences[index] for index in each), strict=False))
+        common = next((place for place, own in enumerate(columns) if len(set(own)) > 1), len(columns))
+        room = max(budget, 6 * common) if stretch and common >= MIN_SHARED_TOKENS else budget
+        assert len(each) == 1 or forest.num_tokens <= room
+
+
+def test_a_prompt_beyond_the_budget_is_not_computed_again_for_each_candidate() -> None:
+    """512 + 16 x 128 at a budget of 256: one pass, and not sixteen of a candidate each."""
+    sequences = [[1] * 512 + [10 + number] + [2] * 127 for number in range(16)]
+    computed = [
+        share_prefixes([sequences[i] for i in each]).num_tokens for each in plan_passes(sequences, 256, share=True)
+    ]
+    assert sum(computed) <= 512 + 16 * 128 + 512  # the plan counts 15 tokens a candidate too much: two passes
+    assert max(computed) <= 5 * 512
+    assert plan_passes(sequences, 256, share=True, stretch=False) == [[number] for number in range(16)]
 
 
 def test_candidates_of_one_prompt_meet_in_one_pass() -> None:

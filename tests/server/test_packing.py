@@ -133,7 +133,16 @@ def test_a_unit_counts_at_least_what_is_computed_for_it(some: list[list[int]], b
     for unit in cut_units(ids(*some), budget, shares_prefixes=True):
         computed = share_prefixes([some[index] for index in unit.indices]).num_tokens
         assert computed <= unit.num_tokens
-        assert unit.num_tokens <= max(budget, len(some[unit.indices[0]]))
+        columns = list(zip(*(some[index] for index in unit.indices), strict=False))
+        common = next((place for place, own in enumerate(columns) if len(set(own)) > 1), len(columns))
+        room = max(budget, 6 * common) if common >= MIN_SHARED_TOKENS else budget
+        assert unit.num_tokens <= room or len(unit.indices) == 1
+
+
+def test_candidates_of_a_prompt_beyond_the_budget_are_cut_into_few_units() -> None:
+    some = ids(*([*range(512), 600 + number, *range(127)] for number in range(16)))
+    assert [len(unit.indices) for unit in cut_units(some, 256, shares_prefixes=True)] == [16]
+    assert len(cut_units(some, 256)) == 16
 
 
 sequences = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=8), min_size=1, max_size=12)
