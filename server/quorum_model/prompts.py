@@ -16,6 +16,7 @@ from quorum_client.types import Message, ScoreItem, Truncate
 from quorum_model.bundle.manifest import PromptFormat, fingerprint_of
 from quorum_model.bundle.read import Bundle
 from quorum_model.errors import ItemRejected
+from quorum_model.padding import Padding
 from quorum_model.sources import check_tokenizer, load_tokenizer, resolve_backbone, vocabulary_size
 
 PLAIN_TEMPLATE = (
@@ -100,13 +101,14 @@ class PromptEncoder:
         # Once: the tokenizer makes these lists anew each time that it is asked.
         self._special_tokens = list(tokenizer.all_special_tokens)
         self._special_ids = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+        self._padding = Padding(tokenizer)
 
     def encode(self, item: ScoreItem, truncate: Truncate | None = None) -> EncodedItem:
         """Token ids of an item.
 
         (prompt, response): where it is too long, the prompt is cut first, at its left or right end; only when nothing
-        of it is left is the response cut, at the same end. text and token ids are cut as one piece. Token ids are
-        taken as they are, special ones included.
+        of it is left is the response cut, at the same end. text and token ids are cut as one piece. Of text, padding is
+        dropped (see `Padding`). Token ids are taken as they are, special ones included.
 
         Args:
             item: what to encode.
@@ -126,7 +128,7 @@ class PromptEncoder:
             return self._finish(ids, 0, side, only_given_specials=True)
         if item.text is not None:
             _check_text(item.text)
-            return self._finish(self._tokenize(item.text), 0, side)
+            return self._finish(self._tokenize(self._padding.strip(item.text)), 0, side)
         assert item.prompt is not None
         assert item.response is not None
         return self.encode_pair(item.prompt, item.response, side)

@@ -95,6 +95,12 @@ async def test_text_is_taken_with_its_special_tokens_and_nothing_is_added(servic
     assert service.engine.passes == [[ids_of(bare)]]  # once: they are the same sequence
 
 
+async def test_padding_of_a_decoded_batch_is_not_scored(service: Service) -> None:
+    queries = ["[CLS]ab[SEP]", "[CLS]ab[SEP][PAD][PAD]", "[PAD][PAD][CLS]ab[SEP]"]
+    assert (await service.http.post("/get_reward", json={"query": queries})).status_code == 200
+    assert service.engine.passes == [[ids_of("ab")]]
+
+
 async def test_prompts_are_the_groups(service: Service) -> None:
     prompts = ["a", "b", "a", "b"]
     texts = ["a1", "b1", "a22", "b333"]
