@@ -48,7 +48,8 @@ async def test_rewards_scores_and_logs(service: Service, path: str) -> None:
     assert answer["rewards"] == pytest.approx(mean - 2 * std)  # a few float64 operations, as in all that follow
     assert answer["scores"] == pytest.approx([1 / (1 + math.exp(-reward)) for reward in mean - 2 * std])
     assert all(0 <= score <= 1 for score in answer["scores"])
-    assert set(answer["extra_logs"]) == {"mean", "std", "lcb"}
+    assert set(answer["extra_logs"]) == {"mean", "std", "lcb", "text_truncated"}
+    assert answer["extra_logs"]["text_truncated"] == [0.0, 0.0]
     assert answer["extra_logs"]["mean"] == pytest.approx(mean)
     assert answer["extra_logs"]["std"] == pytest.approx(std)
     assert answer["extra_logs"]["lcb"] == answer["rewards"]
@@ -86,7 +87,7 @@ async def test_logs_can_be_switched_off(service: Service) -> None:
 async def test_one_member_has_neither_std_nor_lcb(tmp_path: Path) -> None:
     async with serving(make_fake_bundle(tmp_path / "one", num_members=1).path, FakeEngine()) as service:
         answer = (await service.http.post("/get_reward", json=BODY)).json()
-        assert set(answer["extra_logs"]) == {"mean"}
+        assert set(answer["extra_logs"]) == {"mean", "text_truncated"}
         assert (await service.http.post("/get_reward?mode=lcb", json=BODY)).status_code == 422
 
 
@@ -237,6 +238,29 @@ async def test_patience_ends(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch)
         assert int(refused.headers["retry-after"]) >= 1
         engine.gate.set()
         await first
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+async def test_of_an_over_long_query_the_prompt_is_cut_first(tmp_path: Path, side: str) -> None:
+    """At the right end, too, where nothing of the response would be left."""
+    bundle = make_fake_bundle(tmp_path / side, truncation=side)
+    prompt, response = "p" * 90 + "q" * 10, "the response"
+    async with serving(bundle.path, FakeEngine()) as service:
+        body = {"query": [f"[CLS]{prompt}{response}[SEP]"], "prompts": [prompt]}
+        answer = (await service.http.post("/get_reward", json=body)).json()
+        kept = 80 - 2 - len(response)
+        cut = prompt[-kept:] if side == "left" else prompt[:kept]
+        assert service.engine.passes == [[ids_of(cut + response)]]
+        assert answer["extra_logs"]["text_truncated"] == [1.0]
+
+
+@pytest.mark.parametrize("query", ["[CLS]Hi there", "[CLS]Hi there[SEP]", "[PAD][CLS]Hi there[SEP][PAD]"])
+async def test_a_query_that_is_its_prompt_has_no_reward(service: Service, query: str) -> None:
+    body = {"query": ["Hi there, yes", query], "prompts": ["Hi there"] * 2}
+    reply = await service.http.post("/get_reward", json=body)
+    assert reply.status_code == 422
+    assert reply.json()["error"]["code"] == "empty_text"
+    assert "item 1" in reply.json()["error"]["message"]
 
 
 BAD: dict[str, tuple[str, Any, int, str]] = {

@@ -76,8 +76,7 @@ class RemoteReward:
         Raises:
             QuorumError: any of them cannot be had.
         """
-        is_grouped = self._center == "group"
-        items = [_item(prompt, text, is_grouped) for prompt, text in zip(prompts, completions, strict=True)]
+        items = [_item(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
         # A client a call: a call is a whole batch, and TRL's event loop is not ours to keep connections in.
         async with AsyncClient(
             self._url, api_key=self._api_key, deadline_s=self._deadline_s, max_retries=MAX_RETRIES
@@ -109,10 +108,11 @@ def _columns_of(results: Sequence[ScoreResult]) -> dict[str, list[float]]:
     return {name: values for name, values in columns.items() if values}
 
 
-def _item(prompt: str | Messages, completion: str | Messages, is_grouped: bool) -> dict[str, object]:
+def _item(prompt: str | Messages, completion: str | Messages) -> dict[str, object]:
     if isinstance(prompt, str) and isinstance(completion, str):
-        text = {"text": prompt + completion}
-        return {**text, "group": prompt} if is_grouped else dict(text)
+        if not completion.strip():
+            raise InvalidRequest("a completion is empty or blank: it has no reward")
+        return {"text": prompt + completion, "prompt": prompt}
     if isinstance(prompt, str) or isinstance(completion, str):
         raise InvalidRequest("prompt and completion must both be text or both be messages")
     # Columns that hold messages have every field of any message in each of them, None where it has none.

@@ -36,7 +36,7 @@ router = APIRouter(route_class=PatientRoute, tags=["openrlhf"], responses=ERROR_
 
 
 class GetRewardRequest(ForeignBody):
-    """prompts: of each query, equal for samples of one prompt. Labels are not used. All lists may be empty."""
+    """prompts: what each query begins with; see `ScoreItem`. Labels are not used. All lists may be empty."""
 
     query: Annotated[list[str], Field(fail_fast=True)]
     prompts: Annotated[list[str], Field(fail_fast=True)] | None = None
@@ -75,8 +75,8 @@ async def get_reward(
     """Rewards of templated texts, for OpenRLHF's `--reward.remote_url` (`--remote_rm_url` before 0.10.4)."""
     if not body.query:  # sent to all servers but the first, where there are several
         return GetRewardResponse(rewards=[], scores=[])
-    groups: Sequence[str | None] = body.prompts or [None] * len(body.query)
-    items = [ScoreItem(text=text, group=group) for text, group in zip(body.query, groups, strict=True)]
+    prompts: Sequence[str | None] = body.prompts or [None] * len(body.query)
+    items = [ScoreItem(text=text, prompt=prompt) for text, prompt in zip(body.query, prompts, strict=True)]
 
     async def score() -> Scored:
         return await Scoring(get_service(runtime), call, query, response).score(items)
@@ -89,13 +89,18 @@ async def get_reward(
 
 
 def _extra_logs(answer: ScoreResponse) -> dict[str, list[float]]:
-    """mean, and std and lcb where there are members enough; lcb at the answer's beta if that is its mode, else at 1."""
+    """The mean and text_truncated (0 or 1), and std and lcb where there are members enough.
+
+    lcb is at the answer's beta if that is its mode, else at 1.
+    """
     logs = {
         "mean": [result.mean for result in answer.results if result.mean is not None],
-        "std": [result.std for result in answer.results if result.std is not None],
+        "text_truncated": [float(result.truncated) for result in answer.results],
     }
-    if not logs["std"]:
-        return {"mean": logs["mean"]}
+    spread = [result.std for result in answer.results if result.std is not None]
+    if not spread:
+        return logs
+    logs["std"] = spread
     members = np.array([result.members for result in answer.results]).T
     logs["lcb"] = aggregate(members, "lcb", answer.beta if answer.mode == "lcb" else None).tolist()
     return logs

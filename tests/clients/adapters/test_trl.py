@@ -34,7 +34,7 @@ async def test_plain_text_is_joined_and_taken_as_it_is(fake: FakeServer) -> None
     rewards = await reward(["ab", "abc"], ["x", "yz"], completion_ids=[[1], [2]], label=[1, 2], trainer_state=None)
     assert rewards == [4.0, 6.0]  # the fake server: length + 1
     (body,) = fake.bodies
-    assert body["inputs"] == [{"text": "abx"}, {"text": "abcyz"}]
+    assert body["inputs"] == [{"text": "abx", "prompt": "ab"}, {"text": "abcyz", "prompt": "abc"}]
     assert {name: body[name] for name in ("mode", "beta", "ensemble", "center", "normalize")} == {
         "mode": "lcb", "beta": 2.0, "ensemble": "e", "center": "none", "normalize": True,
     }  # fmt: skip
@@ -52,7 +52,7 @@ async def test_messages_are_left_to_the_ensembles_template(fake: FakeServer) -> 
 
 async def test_groups(fake: FakeServer) -> None:
     await RemoteReward("http://q", center="group")(["a", "a"], ["x", "y"])
-    assert fake.bodies[0]["inputs"] == [{"text": "ax", "group": "a"}, {"text": "ay", "group": "a"}]
+    assert fake.bodies[0]["inputs"] == [{"text": "ax", "prompt": "a"}, {"text": "ay", "prompt": "a"}]
     assert fake.bodies[0]["center"] == "group"
     await RemoteReward("http://q", center="group")([[USER]] * 2, [[ASSISTANT]] * 2)
     assert fake.bodies[1]["inputs"] == [{"prompt": [USER], "response": "Hello"}] * 2
@@ -101,7 +101,15 @@ async def test_a_server_that_is_away_is_raised_after_the_deadline(fake: FakeServ
 
 @pytest.mark.parametrize(
     ("prompt", "completion"),
-    [("a", [ASSISTANT]), ([USER], "x"), ([USER], []), ([USER], [USER]), ([USER], [{"role": "assistant"}])],
+    [
+        ("a", ""),
+        ("a", " \n"),
+        ("a", [ASSISTANT]),
+        ([USER], "x"),
+        ([USER], []),
+        ([USER], [USER]),
+        ([USER], [{"role": "assistant"}]),
+    ],
 )
 async def test_shapes_that_have_no_reward(fake: FakeServer, prompt: Any, completion: Any) -> None:
     with pytest.raises(InvalidRequest):

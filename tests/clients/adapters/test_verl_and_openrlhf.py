@@ -140,14 +140,14 @@ async def test_verls_manager_raises(fake: FakeServer, code: str) -> None:
 def test_openrlhf_answers_with_tensors(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"URL": "http://q", "MODE": "lcb", "BETA": "0.5", "ENSEMBLE": "e", "API_KEY": "k" * 20}.items():
         monkeypatch.setenv(f"QUORUM_{name}", value)
-    answer = openrlhf.reward_func(["<s>ab", "c"], ["<s>a", "c"], ["x", None])
+    answer = openrlhf.reward_func(["<s>ab", "c"], ["<s>a", ""], ["x", None])
     assert answer["rewards"].tolist() == [6.0, 2.0]
     assert answer["scores"].tolist() == pytest.approx([sigmoid(6.0), sigmoid(2.0)])  # float32
     assert {name: values.tolist() for name, values in answer["extra_logs"].items()} == {
-        "mean": [6.0, 2.0], "std": [1.0, 1.0],
+        "mean": [6.0, 2.0], "std": [1.0, 1.0], "text_truncated": [0.0, 0.0],
     }  # fmt: skip
     (body,) = fake.bodies
-    assert body["inputs"] == [{"text": "<s>ab"}, {"text": "c"}]
+    assert body["inputs"] == [{"text": "<s>ab", "prompt": "<s>a"}, {"text": "c", "prompt": ""}]
     assert (body["mode"], body["beta"], body["ensemble"]) == ("lcb", 0.5, "e")
     assert fake.keys == ["Bearer " + "k" * 20]
 
