@@ -12,13 +12,14 @@ Knows nothing of scoring.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ValidationError
+from pydantic import AliasChoices, BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.requests import ClientDisconnect
 
@@ -152,18 +153,23 @@ async def _read_body(request: Request, max_bytes: int, hold: _Hold) -> bytes:
 def parse_body(body: bytes, model: type[BaseModel], max_items: int) -> BaseModel:
     """Bytes to a typed request.
 
+    Of a model that ignores what it does not declare, that is dropped unseen, NaN included: it is the client's own.
+
     Raises:
         MalformedJSON: not JSON in UTF-8, or nested too deep.
         RequestTooLarge: more than `max_items` items.
         InvalidRequest: not of the model's shape.
     """
+    used = _fields_used(model)
     try:
-        value = from_json(body, allow_inf_nan=False)
+        value = from_json(body, allow_inf_nan=used is not None)
     except ValueError as error:
         try:
-            value = _parse_with_surrogates(body)
+            value = _parse_with_surrogates(body, allow_inf_nan=used is not None)
         except (ValueError, RecursionError):
             raise MalformedJSON(f"the body is not JSON in UTF-8: {error}") from error
+    if used is not None and isinstance(value, dict):
+        value = {name: content for name, content in value.items() if name in used}
     check_items(value, max_items)
     try:
         return model.model_validate(value)
@@ -171,7 +177,19 @@ def parse_body(body: bytes, model: type[BaseModel], max_items: int) -> BaseModel
         raise invalid_request(error.errors(include_url=False, include_context=False, include_input=False)) from None
 
 
-def _parse_with_surrogates(body: bytes) -> Any:
+@functools.cache
+def _fields_used(model: type[BaseModel]) -> frozenset[str] | None:
+    """Names that a model reads from a body; None where it refuses all others."""
+    if model.model_config.get("extra") != "ignore":
+        return None
+    names: set[str] = set()
+    for name, field in model.model_fields.items():
+        alias = field.validation_alias or name
+        names.update(str(one) for one in alias.choices) if isinstance(alias, AliasChoices) else names.add(str(alias))
+    return frozenset(names)
+
+
+def _parse_with_surrogates(body: bytes, *, allow_inf_nan: bool) -> Any:
     """What the strict parser refuses for lone surrogates alone: they are an item's own error, not its neighbours'.
 
     Raises:
@@ -179,7 +197,7 @@ def _parse_with_surrogates(body: bytes) -> Any:
     """
     value = json.loads(body.decode("utf-8"))
     without = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
-    from_json(without, allow_inf_nan=False)
+    from_json(without, allow_inf_nan=allow_inf_nan)
     return value
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -306,6 +307,30 @@ async def test_a_score_that_is_no_number_fails_the_request(fake_bundle: Path) ->
     assert "item 0" in reply.json()["error"]["message"]
 
 
-async def test_unknown_fields_are_ignored(service: Service) -> None:
-    reply = await service.http.post("/get_reward", json={**BODY, "uuid": 1, "images": [None, None]})
-    assert reply.status_code == 200
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"uuid": 1, "images": [None, None]},
+        {"labels": [math.nan, math.inf]},  # as tables without a label have them
+        {"labels": [{f"field{n}": n for n in range(100)}, None]},
+        {"labels": [0] * 5000},
+        {"labels": [[{"role": "user", "content": "a"}] * 5000]},
+        {f"field{n}": n for n in range(100)},
+        {"labels": ["\ud800", math.nan]},
+    ],
+    ids=lambda extra: next(iter(extra)),
+)
+async def test_what_is_not_used_is_ignored(service: Service, extra: dict[str, Any]) -> None:
+    reply = await service.http.post("/get_reward", content=json.dumps({**BODY, **extra}))
+    assert reply.status_code == 200, reply.text
+    refused = await service.http.post("/score", content=json.dumps({"inputs": [{"text": "a"}], **extra}))
+    assert refused.status_code in (400, 413, 422)
+
+
+async def test_no_number_where_one_is_used_is_refused(service: Service) -> None:
+    for path, body in (
+        ("/get_reward", {"query": [math.nan]}),
+        ("/vllm/classify", {"input": [[1, math.nan]]}),
+        ("/vllm/rerank", {"query": "a", "documents": ["b"], "top_n": math.nan}),
+    ):
+        assert (await service.http.post(path, content=json.dumps(body))).status_code == 422

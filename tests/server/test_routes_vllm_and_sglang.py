@@ -254,6 +254,22 @@ async def test_a_long_list_of_token_ids_is_one_item(fake_bundle: Path) -> None:
             assert refused.status_code == 413
 
 
+async def test_turns_and_parts_of_dialogues_are_counted(fake_bundle: Path) -> None:
+    many = [*([CHAT[1]] * 50), RESPONSE]
+    parts = [CHAT[1], {**RESPONSE, "content": [{"type": "text", "text": "a"}] * 50}]
+    async with serving(fake_bundle, FakeEngine(), max_items=10) as service:
+        for chat in (many, parts):
+            for path, body in (
+                ("/vllm/classify", {"messages": chat}),
+                ("/sglang/classify", {"conv": chat}),
+                ("/sglang/classify", {"conv": [chat, [CHAT[1], RESPONSE]]}),
+                ("/sglang/classify", {"conv": [[CHAT[1], RESPONSE], chat]}),
+            ):
+                assert (await service.http.post(path, json=body)).status_code == 413
+        wide = [CHAT[1], {**RESPONSE, **{f"field{n}": n for n in range(100)}}]
+        assert (await service.http.post("/sglang/classify", json={"conv": [wide]})).status_code == 422
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status"),
     [
