@@ -35,11 +35,10 @@ class RemoteReward:
         ensemble: name or name@version; the only one loaded if None.
         normalize: apply each member's calibration.
         center: "group" subtracts each member's mean over the completions of one prompt in the call.
+        name: under which it is logged; two in one trainer need two names.
         api_key: sent as a bearer token.
         deadline_s: how long to wait for the rewards of a call, the server's restarts and overload included.
     """
-
-    __name__ = "quorum"  # under which TRL logs it
 
     def __init__(
         self,
@@ -50,9 +49,11 @@ class RemoteReward:
         ensemble: str | None = None,
         normalize: bool = True,
         center: Literal["none", "group"] = "none",
+        name: str = "quorum",
         api_key: str | None = None,
         deadline_s: float = DEADLINE_S,
     ) -> None:
+        self.__name__ = name  # TRL reads it
         self._url = url
         self._mode = mode
         self._beta = beta
@@ -92,9 +93,9 @@ class RemoteReward:
         rewards = scores_of(answer.results)
         for name, values in _columns_of(answer.results).items():
             if log_extra is not None:
-                log_extra(f"quorum_{name}", values)
+                log_extra(f"{self.__name__}_{name}", values)
             if log_metric is not None:
-                log_metric(f"quorum/{name}", sum(values) / len(values))
+                log_metric(f"{self.__name__}/{name}", sum(values) / len(values))
         return rewards
 
 
@@ -119,4 +120,9 @@ def _item(prompt: str | Messages, completion: str | Messages) -> dict[str, objec
     turns = [{name: value for name, value in turn.items() if value is not None} for turn in (*prompt, *completion)]
     if not completion or turns[-1].get("role") != "assistant":
         raise InvalidRequest("a completion must end with the assistant's message")
+    unknown = sorted(set(turns[-1]) - {"role", "content"})
+    if unknown:
+        raise InvalidRequest(
+            f"a completion's last message has {', '.join(unknown)}: its reward would be of less than it"
+        )
     return {"prompt": turns[:-1], "response": turns[-1].get("content")}

@@ -69,6 +69,19 @@ async def test_what_is_logged(fake: FakeServer) -> None:
     assert log.metrics == {"quorum/mean": [3.5], "quorum/std": [1.0], "quorum/truncated": [0.5]}
 
 
+async def test_two_rewards_of_one_trainer_are_logged_under_their_names(fake: FakeServer) -> None:
+    log = Log()
+    for name in ("quorum", "safety"):
+        reward = RemoteReward("http://q", name=name)
+        assert reward.__name__ == name
+        await reward(["a"], ["x"], log_extra=log.extra, log_metric=log.metric)
+    assert {len(values) for values in log.metrics.values()} == {1}
+    assert {name for name in log.columns if name.startswith("safety_")} == {
+        "safety_mean", "safety_std", "safety_truncated",
+    }  # fmt: skip
+    assert log.metrics["safety/mean"] == log.metrics["quorum/mean"] == [3.0]
+
+
 async def test_one_member_logs_no_std(fake: FakeServer) -> None:
     def edit(results: list[dict[str, Any]]) -> None:
         for result in results:
@@ -122,8 +135,14 @@ async def test_fields_that_are_none_are_left_out(fake: FakeServer) -> None:
     padded = [{**turn, "tool_calls": None} for turn in (USER, ASSISTANT)]
     await RemoteReward("http://q")([padded[:1]], [padded[1:]])
     assert fake.bodies[0]["inputs"] == [{"prompt": [USER], "response": "Hello"}]
-    with pytest.raises(InvalidRequest):  # not ignored: the reward would be of another text
-        await RemoteReward("http://q")([[{**USER, "tool_calls": [1]}]], [[ASSISTANT]])
+    for prompt, completion in (  # not ignored: the reward would be of another text
+        ([{**USER, "tool_calls": [1]}], [ASSISTANT]),
+        ([USER], [{**ASSISTANT, "tool_calls": [1]}]),
+        ([USER], [{**ASSISTANT, "tool_calls": [1]}, {"role": "tool", "content": "4", "name": "add"}, ASSISTANT]),
+    ):
+        with pytest.raises(InvalidRequest):
+            await RemoteReward("http://q")([prompt], [completion])
+    assert len(fake.bodies) == 1
 
 
 def test_trl_can_tell_what_it_is() -> None:
