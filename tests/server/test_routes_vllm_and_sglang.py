@@ -236,6 +236,24 @@ async def test_bad_request(service: Service, name: str) -> None:
     assert service.engine.passes == []
 
 
+@pytest.mark.parametrize(
+    ("query", "mode", "beta"),
+    [("", "mean", None), ("?mode=lcb", "lcb", "1.0"), ("?mode=lcb&beta=2.5", "lcb", "2.5"), ("?beta=2", "mean", None)],
+)
+async def test_every_answer_says_by_which_mode_and_beta(
+    service: Service, query: str, mode: str, beta: str | None
+) -> None:
+    for path, body in (
+        ("/vllm/classify", {"input": "a"}),
+        ("/sglang/classify", {"text": "a"}),
+        ("/tei/predict", {"inputs": "a"}),
+        ("/get_reward", {"query": ["a"]}),
+    ):
+        reply = await service.http.post(path + query, json=body)
+        assert reply.status_code == 200
+        assert (reply.headers["x-quorum-mode"], reply.headers.get("x-quorum-beta")) == (mode, beta)
+
+
 async def test_truncation_side(service: Service) -> None:
     text = "a" * 100 + "b" * 100  # of which 80 tokens are taken
     for side in ("left", "right"):

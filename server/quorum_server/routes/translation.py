@@ -28,6 +28,9 @@ from quorum_server.service import Call, ScoringService
 ENSEMBLE_HEADER = "x-quorum-ensemble"
 """Answers name the version that gave them here: the protocols have no field for it."""
 
+MODE_HEADER, BETA_HEADER = "x-quorum-mode", "x-quorum-beta"
+"""And how members became the reward; no beta where the mode takes none, whatever was asked for."""
+
 LABEL = "LABEL_0"
 """What Transformers, and so each of these systems, calls the one output of a reward model without names."""
 
@@ -67,7 +70,7 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
-    """The one scoring call, for one foreign request. response: gets the header that names the version."""
+    """The one scoring call, for one foreign request. response: gets the headers that say what gave the answer."""
 
     service: ScoringService
     call: Call
@@ -101,7 +104,11 @@ class Scoring:
         )
         answer = await self.service.score(request, self.call)
         scores = scores_of(answer.results)
-        self.response.headers[ENSEMBLE_HEADER] = f"{answer.ensemble.name}@{answer.ensemble.version}"
+        headers = self.response.headers
+        headers[ENSEMBLE_HEADER] = f"{answer.ensemble.name}@{answer.ensemble.version}"
+        headers[MODE_HEADER] = answer.mode
+        if answer.beta is not None:
+            headers[BETA_HEADER] = repr(answer.beta)
         return Scored(answer, scores)
 
 
