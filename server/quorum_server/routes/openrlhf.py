@@ -79,7 +79,7 @@ async def get_reward(
     items = [ScoreItem(text=text, prompt=prompt) for text, prompt in zip(body.query, prompts, strict=True)]
 
     async def score() -> Scored:
-        return await Scoring(get_service(runtime), call, query, response).score(items)
+        return await Scoring(get_service(runtime), runtime.registry, call, query, response).score(items)
 
     patience = Patience(runtime, request.state.arrived_s + PatientRoute.patience_s)
     async with keep_deadline(call.deadline_s):

@@ -21,12 +21,10 @@ from quorum_client.errors import InternalError, NotReady, Overloaded, QuorumErro
 from quorum_client.types import ScoreItem, Truncate
 from quorum_server.body import JsonRoute
 from quorum_server.errors import error_response, invalid_request
-from quorum_server.registry import Registry
 from quorum_server.routes.dependencies import RegistryDep
 from quorum_server.routes.translation import (
     LABEL,
     ForeignBody,
-    Scoring,
     ScoringDep,
     activate,
     descending,
@@ -204,29 +202,23 @@ class Info(BaseModel):
 
 
 @router.post("/predict")
-async def predict(
-    body: PredictRequest, scoring: ScoringDep, registry: RegistryDep
-) -> list[Prediction] | list[list[Prediction]]:
+async def predict(body: PredictRequest, scoring: ScoringDep) -> list[Prediction] | list[list[Prediction]]:
     """Scores of templated texts and of [prompt, response] pairs."""
-    scored = await scoring.score(body.items(), truncate=_cut(body, scoring, registry))
+    scored = await scoring.score(body.items(), truncate=body.cut(scoring.manifest().truncation))
     predictions = [[Prediction(score=score)] for score in activate(scored.scores, body.raw_scores)]
     return predictions if body.is_batch else predictions[0]
 
 
 @router.post("/rerank", response_model_exclude_none=True)
-async def rerank(body: RerankRequest, scoring: ScoringDep, registry: RegistryDep) -> list[Rank]:
+async def rerank(body: RerankRequest, scoring: ScoringDep) -> list[Rank]:
     """Order texts as responses to the query, the best first: Best-of-N."""
     items = [ScoreItem(prompt=body.query, response=text) for text in body.texts]
-    scored = await scoring.score(items, truncate=_cut(body, scoring, registry))
+    scored = await scoring.score(items, truncate=body.cut(scoring.manifest().truncation))
     shown = activate(scored.scores, body.raw_scores)
     return [
         Rank(index=index, text=body.texts[index] if body.return_text else None, score=shown[index])
         for index in descending(scored.scores)
     ]
-
-
-def _cut(body: _TeiBody, scoring: Scoring, registry: Registry) -> Truncate:
-    return body.cut(registry.get(scoring.query.ensemble).manifest.truncation)
 
 
 @information.get("/info")
