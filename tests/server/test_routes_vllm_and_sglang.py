@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import math
 from pathlib import Path
@@ -292,24 +291,6 @@ async def test_bad_request(service: Service, name: str) -> None:
     assert service.engine.passes == []
 
 
-@pytest.mark.parametrize(
-    ("query", "mode", "beta"),
-    [("", "mean", None), ("?mode=lcb", "lcb", "1.0"), ("?mode=lcb&beta=2.5", "lcb", "2.5"), ("?beta=2", "mean", None)],
-)
-async def test_every_answer_says_by_which_mode_and_beta(
-    service: Service, query: str, mode: str, beta: str | None
-) -> None:
-    for path, body in (
-        ("/vllm/classify", {"input": "a"}),
-        ("/sglang/classify", {"text": "a"}),
-        ("/tei/predict", {"inputs": "a"}),
-        ("/get_reward", {"query": ["a"]}),
-    ):
-        reply = await service.http.post(path + query, json=body)
-        assert reply.status_code == 200
-        assert (reply.headers["x-quorum-mode"], reply.headers.get("x-quorum-beta")) == (mode, beta)
-
-
 async def test_truncation_side(service: Service) -> None:
     text = "a" * 100 + "b" * 100  # of which 80 tokens are taken
     for side in ("left", "right"):
@@ -318,52 +299,3 @@ async def test_truncation_side(service: Service) -> None:
             body = {"input": text, "truncation_side": side, "truncate_prompt_tokens": length, "use_activation": False}
             reply = await service.http.post("/vllm/classify", json=body)
             assert reply.json()["data"][0]["probs"] == expected
-
-
-async def test_a_long_list_of_token_ids_is_one_item(fake_bundle: Path) -> None:
-    async with serving(fake_bundle, FakeEngine(), max_items=10) as service:
-        for path, field in (("/vllm/classify", "input"), ("/sglang/classify", "input_ids")):
-            reply = await service.http.post(path, json={field: [20] * 50})
-            assert reply.status_code == 200, reply.text
-            refused = await service.http.post(path, json={field: [[20]] * 50})
-            assert refused.status_code == 413
-
-
-async def test_turns_and_parts_of_dialogues_are_counted(fake_bundle: Path) -> None:
-    many = [*([CHAT[1]] * 50), RESPONSE]
-    parts = [CHAT[1], {**RESPONSE, "content": [{"type": "text", "text": "a"}] * 50}]
-    async with serving(fake_bundle, FakeEngine(), max_items=10) as service:
-        for chat in (many, parts):
-            for path, body in (
-                ("/vllm/classify", {"messages": chat}),
-                ("/sglang/classify", {"conv": chat}),
-                ("/sglang/classify", {"conv": [chat, [CHAT[1], RESPONSE]]}),
-                ("/sglang/classify", {"conv": [[CHAT[1], RESPONSE], chat]}),
-            ):
-                assert (await service.http.post(path, json=body)).status_code == 413
-        wide = [CHAT[1], {**RESPONSE, **{f"field{n}": n for n in range(100)}}]
-        assert (await service.http.post("/sglang/classify", json={"conv": [wide]})).status_code == 422
-
-
-@pytest.mark.parametrize(
-    ("path", "body", "status"),
-    [
-        ("/vllm/classify", {"input": "b" * 50}, 503),
-        ("/sglang/v1/embeddings", {"input": "b" * 50}, 503),
-        ("/tei/predict", {"inputs": "b" * 50}, 429),
-        ("/score", {"inputs": [{"text": "b" * 50}]}, 429),
-    ],
-)
-async def test_overload(fake_bundle: Path, path: str, body: Any, status: int) -> None:
-    """verl gives up at once on a 429; TEI's clients wait for one."""
-    engine = FakeEngine()
-    async with serving(fake_bundle, engine, max_queued_tokens=60, token_budget=60) as service:
-        engine.gate.clear()
-        first = asyncio.create_task(service.http.post("/score", json={"inputs": [{"text": "a" * 50}]}))
-        await engine.has_begun.wait()
-        reply = await service.http.post(path, json=body)
-        assert reply.status_code == status
-        assert int(reply.headers["retry-after"]) >= 1
-        assert "overload" in reply.text
-        engine.gate.set()
-        await first
