@@ -87,7 +87,15 @@ async def test_a_server_that_is_not_ready_is_waited_for(fake_bundle: Path) -> No
     engine = Slow()
     engine.gate.clear()
     async with serving(fake_bundle, engine, wait=False) as service:
-        assert (await service.http.post("/score", json={"inputs": [{"text": "a"}]})).status_code == 503
+        for path, body in (
+            ("/score", {"inputs": [{"text": "a"}]}),
+            ("/vllm/classify", {"input": "a"}),
+            ("/sglang/classify", {"text": "a"}),
+            ("/tei/predict", {"inputs": "a"}),
+        ):
+            refused = await service.http.post(path, json=body)
+            assert refused.status_code == 503
+            assert refused.headers["retry-after"] == "1"
         waiting = asyncio.create_task(service.http.post("/get_reward", json=BODY))
         empty = await service.http.post("/get_reward", json={"query": [], "prompts": [], "labels": []})
         assert empty.status_code == 200  # nothing is asked of an engine

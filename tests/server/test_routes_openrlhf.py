@@ -86,7 +86,7 @@ async def test_one_member_has_neither_std_nor_lcb(tmp_path: Path) -> None:
         assert (await service.http.post("/get_reward?mode=lcb", json=BODY)).status_code == 422
 
 
-async def test_text_is_taken_with_its_special_tokens_and_nothing_is_added(service: Service) -> None:
+async def test_bos_and_eos_stand_once_whether_or_not_the_text_has_them(service: Service) -> None:
     bare, whole = "Human: Hi\n\nAssistant: Hello", QUERIES[0]
     answer = (await service.http.post("/get_reward", json={"query": [bare, whole]})).json()
     assert answer["rewards"][0] == answer["rewards"][1]

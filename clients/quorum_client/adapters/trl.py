@@ -25,8 +25,8 @@ class RemoteReward:
 
         trainer = GRPOTrainer(..., reward_funcs=RemoteReward("http://127.0.0.1:8000", mode="lcb"))
 
-    Messages are put into the ensemble's own chat template. Plain strings are joined and taken as they are, special
-    tokens and all, as TRL does for reward models in its own process.
+    Messages are put into the ensemble's own chat template. Plain strings are joined, special tokens and all, as TRL
+    does for reward models in its own process; unlike there, BOS and EOS stand exactly once, whoever writes them.
 
     Args:
         url: the server's address.

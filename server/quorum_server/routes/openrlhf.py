@@ -4,7 +4,7 @@
 
 `query` is prompt and response as its tokenizer wrote them, special tokens and all. Its clients ask five times, one
 second apart, and then go on without a reward, so that a full queue and an engine that restarts are waited for here.
-Matches OpenRLHF 0.8 to 0.11 (openrlhf/utils/agent.py, openrlhf/cli/serve_rm.py).
+Matches OpenRLHF since 27 August 2025 (#1118), 0.8 to 0.11 (openrlhf/utils/agent.py, openrlhf/cli/serve_rm.py).
 """
 
 from __future__ import annotations
