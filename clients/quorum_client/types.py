@@ -52,6 +52,10 @@ class ScoreItem(RequestModel):
 
     `reference` is the reference response of the prompt, for center = "reference". `group` tells, for center = "group",
     which texts or token ids belong to one prompt: those of equal groups.
+
+    A text may have a `prompt` too, as text: what it begins with, special tokens aside. Then the prompt is cut first
+    where the text is too long, a text with nothing behind its prompt is refused, and the prompt is its group. Where the
+    text begins otherwise, it is one piece.
     """
 
     prompt: Prompt | None = None
@@ -63,15 +67,16 @@ class ScoreItem(RequestModel):
 
     @model_validator(mode="after")
     def _check_shape(self) -> ScoreItem:
-        pair = self.prompt is not None or self.response is not None
+        is_text_with_prompt = self.text is not None and isinstance(self.prompt, str)
+        pair = self.response is not None or (self.prompt is not None and not is_text_with_prompt)
         given = [pair, self.text is not None, self.token_ids is not None]
         if sum(given) != 1:
-            raise ValueError("give exactly one of (prompt and response), text, token_ids")
+            raise ValueError("give exactly one of (prompt and response), text (and its prompt, as text), token_ids")
         if pair and (self.prompt is None or self.response is None):
             raise ValueError("prompt and response go together")
         if self.reference is not None and not pair:
             raise ValueError("reference goes with prompt and response")
-        if self.group is not None and pair:
+        if self.group is not None and self.prompt is not None:
             raise ValueError("group goes with text or token_ids; a prompt is its own group")
         return self
 

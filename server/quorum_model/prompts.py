@@ -8,6 +8,7 @@ of weights, members or HTTP.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from quorum_client.types import Message, ScoreItem, Truncate
 from quorum_model.bundle.manifest import PromptFormat, fingerprint_of
 from quorum_model.bundle.read import Bundle
 from quorum_model.errors import ItemRejected
+from quorum_model.padding import Padding
 from quorum_model.sources import check_tokenizer, load_tokenizer, resolve_backbone, vocabulary_size
 
 PLAIN_TEMPLATE = (
@@ -100,13 +102,16 @@ class PromptEncoder:
         # Once: the tokenizer makes these lists anew each time that it is asked.
         self._special_tokens = list(tokenizer.all_special_tokens)
         self._special_ids = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+        self._opening = re.compile("|".join([r"\s", *map(re.escape, self._special_tokens)]).join(["(?:", ")*"]))
+        self._padding = Padding(tokenizer)
 
     def encode(self, item: ScoreItem, truncate: Truncate | None = None) -> EncodedItem:
         """Token ids of an item.
 
         (prompt, response): where it is too long, the prompt is cut first, at its left or right end; only when nothing
-        of it is left is the response cut, at the same end. text and token ids are cut as one piece. Token ids are
-        taken as they are, special ones included.
+        of it is left is the response cut, at the same end. So is a text that begins with its own prompt; other text and
+        token ids are cut as one piece. Of text, padding is dropped (see `Padding`). Token ids are taken as they are,
+        special ones included.
 
         Args:
             item: what to encode.
@@ -126,10 +131,30 @@ class PromptEncoder:
             return self._finish(ids, 0, side, only_given_specials=True)
         if item.text is not None:
             _check_text(item.text)
-            return self._finish(self._tokenize(item.text), 0, side)
+            return self._encode_text(self._padding.strip(item.text), item.prompt, side)
         assert item.prompt is not None
         assert item.response is not None
         return self.encode_pair(item.prompt, item.response, side)
+
+    def _encode_text(self, text: str, prompt: str | list[Message] | None, side: Truncate) -> EncodedItem:
+        ids = self._tokenize(text)
+        boundary = self._end_of_prompt(text, prompt) if isinstance(prompt, str) and prompt else None
+        if boundary is None:
+            return self._finish(ids, 0, side)
+        if not self._has_tokens(text[boundary:]):
+            raise ItemRejected("empty_text", "the text has no tokens of its own behind its prompt")
+        is_long = len(self._without_specials(ids)) > self._budget
+        return self._finish(ids, self._count_tokens_before(text, boundary) if is_long else 0, side)
+
+    def _end_of_prompt(self, text: str, prompt: str) -> int | None:
+        """Where the prompt ends that a text begins with, in characters; special tokens and space may open either."""
+        own = prompt[self._skip_opening(prompt) :]
+        start = self._skip_opening(text)
+        return start + len(own) if text.startswith(own, start) else None
+
+    def _skip_opening(self, text: str) -> int:
+        found = self._opening.match(text)
+        return found.end() if found else 0
 
     def encode_pair(self, prompt: str | list[Message], response: str, truncate: Truncate | None = None) -> EncodedItem:
         """Token ids of (prompt, response); see `encode`."""
@@ -168,6 +193,10 @@ class PromptEncoder:
         if not text.startswith(prompt_text):  # the template rewrites earlier turns: take the response's own place
             found = text.rfind(response.strip())
             boundary = found if found >= 0 else max(len(text) - len(response), 0)
+        return self._count_tokens_before(text, boundary)
+
+    def _count_tokens_before(self, text: str, boundary: int) -> int:
+        """How many of the text's tokens begin before this character, BOS aside."""
         encoding = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         num_before = sum(1 for start, _ in encoding["offset_mapping"] if start < boundary)
         return max(num_before - self._num_opening(encoding["input_ids"]), 0)

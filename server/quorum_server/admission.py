@@ -7,12 +7,13 @@ Knows nothing of what is held, of engines or of HTTP.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from quorum_client.errors import NotReady, Overloaded, RequestTooLarge
-from quorum_server.events import Observer
+from quorum_server.events import Observer, Rejection
 
 _MAX_RETRY_AFTER_S = 60.0
 _UNMEASURED_RETRY_AFTER_S = 1.0
@@ -26,13 +27,27 @@ def draining_error() -> NotReady:
     return NotReady("the server is shutting down", retry_after_s=_DRAINING_RETRY_AFTER_S)
 
 
+class QueueFull(Overloaded):
+    """There is no room now.
+
+    Args:
+        message: see `QuorumError`.
+        reason: which bound. Counted where a client is told, since some routes wait and try again.
+        retry_after_s: when to come back.
+    """
+
+    def __init__(self, message: str, *, reason: Rejection, retry_after_s: float) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.reason = reason
+
+
 class Admission:
     """What is held, and its bounds.
 
     Args:
         max_tokens: most tokens accepted and not yet answered.
         max_bytes: most bytes of bodies of requests not yet answered.
-        observer: is told of what is refused.
+        observer: is told of what is refused, but for `QueueFull`.
     """
 
     def __init__(self, *, max_tokens: int, max_bytes: int, observer: Observer | None = None) -> None:
@@ -42,7 +57,20 @@ class Admission:
         self._tokens_per_s: float | None = None
         self.held_tokens = 0
         self.held_bytes = 0
-        self.is_draining = False
+        self._draining = asyncio.Event()
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether the server is ending."""
+        return self._draining.is_set()
+
+    def start_draining(self) -> None:
+        """Take no more work."""
+        self._draining.set()
+
+    async def wait_draining(self) -> None:
+        """Wait until the server is ending."""
+        await self._draining.wait()
 
     def check_open(self) -> None:
         """Refuse work when the server is ending.
@@ -60,7 +88,7 @@ class Admission:
         Raises:
             NotReady: the server is ending.
             RequestTooLarge: they would not fit an empty queue either.
-            Overloaded: too many are held now; says after how many seconds to try again.
+            QueueFull: too many are held now; says after how many seconds to try again.
         """
         self.check_open()
         if num_tokens > self._max_tokens:
@@ -69,8 +97,8 @@ class Admission:
                 f"the request has {num_tokens} tokens; this server takes at most {self._max_tokens} at once"
             )
         if self.held_tokens + max(num_tokens, 1) > self._max_tokens:
-            self._observer.rejected("queue_tokens")
-            raise Overloaded("the queue is full; try again later", retry_after_s=self.estimate_wait_s())
+            wait_s = self.estimate_wait_s()
+            raise QueueFull("the queue is full; try again later", reason="queue_tokens", retry_after_s=wait_s)
 
     @contextmanager
     def hold_tokens(self, num_tokens: int) -> Iterator[None]:
@@ -86,15 +114,15 @@ class Admission:
     def hold_bytes(self) -> Iterator[Callable[[int], None]]:
         """Hold a body until its request is answered: gives what is to be told of each part of it, in bytes.
 
-        Telling raises `Overloaded` where too many bytes are held.
+        Telling raises `QueueFull` where too many bytes are held.
         """
         held = 0
 
         def hold(num_bytes: int) -> None:
             nonlocal held
             if self.held_bytes + num_bytes > self._max_bytes:
-                self._observer.rejected("queue_bytes")
-                raise Overloaded("too much text is waiting; try again later", retry_after_s=self.estimate_wait_s())
+                wait_s = self.estimate_wait_s()
+                raise QueueFull("too much text is waiting; try again later", reason="queue_bytes", retry_after_s=wait_s)
             held += num_bytes
             self.held_bytes += num_bytes
 

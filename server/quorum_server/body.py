@@ -12,24 +12,27 @@ Knows nothing of scoring.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, ClassVar
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ValidationError
+from pydantic import AliasChoices, BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.requests import ClientDisconnect
 
 from quorum_client.errors import DeadlineExceeded, MalformedJSON, RequestTooLarge
-from quorum_server.admission import Admission
+from quorum_server.admission import Admission, QueueFull
 from quorum_server.deadline import deadline_of, keep_deadline
 from quorum_server.errors import invalid_request
 from quorum_server.limits import Limits, check_items
 from quorum_server.metrics import Metrics
+from quorum_server.patience import Patience
 
 _Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+_Hold = Callable[[int], None]
 
 # Below this, parsing takes less time than the way to a thread and back.
 _INLINE_BYTES = 64 * 1024
@@ -38,6 +41,9 @@ _CLIENT_CLOSED_REQUEST = 499
 
 class JsonRoute(APIRoute):
     """A route whose one body parameter is a pydantic model."""
+
+    patience_s: ClassVar[float] = 0.0
+    """Seconds from arrival for which a body waits where too many bytes are held, before it is refused."""
 
     def get_route_handler(self) -> _Handler:
         """Wrap FastAPI's handler; see the module's text."""
@@ -51,7 +57,9 @@ class JsonRoute(APIRoute):
             with metrics.in_flight.track_inprogress(), admission.hold_bytes() as hold:
                 try:
                     async with keep_deadline(deadline_of(request)):
-                        value = await _read_value(request, model, hold)
+                        is_patient = self.patience_s > 0
+                        hold_read = await _hold_ahead(request, hold, self.patience_s) if is_patient else hold
+                        value = await _read_value(request, model, hold_read)
                 except ClientDisconnect:
                     metrics.rejected("disconnected")
                     return Response(status_code=_CLIENT_CLOSED_REQUEST)  # nobody reads it
@@ -63,7 +71,14 @@ class JsonRoute(APIRoute):
                     raise
                 return await _race_disconnect(request, handle(_ParsedRequest(request, value)))
 
-        return read_then_handle
+        async def count_refused(request: Request) -> Response:
+            try:
+                return await read_then_handle(request)
+            except QueueFull as error:
+                request.app.state.metrics.rejected(error.reason)
+                raise
+
+        return count_refused
 
 
 class _ParsedRequest(Request):
@@ -81,7 +96,42 @@ class _ParsedRequest(Request):
         return self._value
 
 
-async def _read_value(request: Request, model: type[BaseModel], hold: Callable[[int], None]) -> BaseModel:
+async def _hold_ahead(request: Request, hold: _Hold, patience_s: float) -> _Hold:
+    """Hold all of the body before it is read, as soon as there is room; gives what then counts what is read.
+
+    At once, since bodies that waited with their first half in memory could wait for each other. A body that does not
+    declare its length is not waited for.
+    """
+    declared = _declared_bytes(request)
+    _check_size(declared, request.app.state.limits.max_body_bytes)
+
+    async def try_to_hold() -> None:
+        hold(declared)
+
+    await Patience(request.app.state.runtime, request.state.arrived_s + patience_s).wait_for(try_to_hold)
+    num_read = 0
+
+    def hold_beyond(num_bytes: int) -> None:
+        nonlocal num_read
+        beyond_before = max(num_read - declared, 0)
+        num_read += num_bytes
+        hold(max(num_read - declared, 0) - beyond_before)
+
+    return hold_beyond
+
+
+def _declared_bytes(request: Request) -> int:
+    """The body's length by its header; 0 where that is missing or wrong."""
+    declared = request.headers.get("content-length", "")
+    return int(declared[:20]) if declared.isascii() and declared.isdigit() else 0
+
+
+def _check_size(num_bytes: int, max_bytes: int) -> None:
+    if num_bytes > max_bytes:
+        raise RequestTooLarge(f"the body is larger than {max_bytes} bytes, the most that this server takes")
+
+
+async def _read_value(request: Request, model: type[BaseModel], hold: _Hold) -> BaseModel:
     limits: Limits = request.app.state.limits
     body = await _read_body(request, limits.max_body_bytes, hold)
     if len(body) <= _INLINE_BYTES:
@@ -89,36 +139,37 @@ async def _read_value(request: Request, model: type[BaseModel], hold: Callable[[
     return await asyncio.to_thread(parse_body, body, model, limits.max_items)
 
 
-async def _read_body(request: Request, max_bytes: int, hold: Callable[[int], None]) -> bytes:
+async def _read_body(request: Request, max_bytes: int, hold: _Hold) -> bytes:
     """The body; refused by its declared length, or, where that is missing or wrong, as soon as it is too long."""
-    declared = request.headers.get("content-length", "")
-    too_large = RequestTooLarge(f"the body is larger than {max_bytes} bytes, the most that this server takes")
-    if declared.isascii() and declared.isdigit() and int(declared[:20]) > max_bytes:
-        raise too_large
+    _check_size(_declared_bytes(request), max_bytes)
     chunks = bytearray()
     async for chunk in request.stream():
         hold(len(chunk))
         chunks += chunk
-        if len(chunks) > max_bytes:
-            raise too_large
+        _check_size(len(chunks), max_bytes)
     return bytes(chunks)
 
 
 def parse_body(body: bytes, model: type[BaseModel], max_items: int) -> BaseModel:
     """Bytes to a typed request.
 
+    Of a model that ignores what it does not declare, that is dropped unseen, NaN included: it is the client's own.
+
     Raises:
         MalformedJSON: not JSON in UTF-8, or nested too deep.
         RequestTooLarge: more than `max_items` items.
         InvalidRequest: not of the model's shape.
     """
+    used = _fields_used(model)
     try:
-        value = from_json(body, allow_inf_nan=False)
+        value = from_json(body, allow_inf_nan=used is not None)
     except ValueError as error:
         try:
-            value = _parse_with_surrogates(body)
+            value = _parse_with_surrogates(body, allow_inf_nan=used is not None)
         except (ValueError, RecursionError):
             raise MalformedJSON(f"the body is not JSON in UTF-8: {error}") from error
+    if used is not None and isinstance(value, dict):
+        value = {name: content for name, content in value.items() if name in used}
     check_items(value, max_items)
     try:
         return model.model_validate(value)
@@ -126,7 +177,19 @@ def parse_body(body: bytes, model: type[BaseModel], max_items: int) -> BaseModel
         raise invalid_request(error.errors(include_url=False, include_context=False, include_input=False)) from None
 
 
-def _parse_with_surrogates(body: bytes) -> Any:
+@functools.cache
+def _fields_used(model: type[BaseModel]) -> frozenset[str] | None:
+    """Names that a model reads from a body; None where it refuses all others."""
+    if model.model_config.get("extra") != "ignore":
+        return None
+    names: set[str] = set()
+    for name, field in model.model_fields.items():
+        alias = field.validation_alias or name
+        names.update(str(one) for one in alias.choices) if isinstance(alias, AliasChoices) else names.add(str(alias))
+    return frozenset(names)
+
+
+def _parse_with_surrogates(body: bytes, *, allow_inf_nan: bool) -> Any:
     """What the strict parser refuses for lone surrogates alone: they are an item's own error, not its neighbours'.
 
     Raises:
@@ -134,7 +197,7 @@ def _parse_with_surrogates(body: bytes) -> Any:
     """
     value = json.loads(body.decode("utf-8"))
     without = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
-    from_json(without, allow_inf_nan=False)
+    from_json(without, allow_inf_nan=allow_inf_nan)
     return value
 
 

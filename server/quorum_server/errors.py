@@ -18,13 +18,15 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from quorum_client.errors import InternalError, InvalidRequest, QuorumError, Unauthorized
+from quorum_client.errors import InternalError, InvalidRequest, NotReady, QuorumError, Unauthorized
 from quorum_client.types import ErrorBody, ErrorResponse
 from quorum_server.request_record import current_record
 
 logger = logging.getLogger(__name__)
 
 _MAX_PROBLEMS = 3
+_UNREADY_RETRY_AFTER_S = 1.0
+"""How soon to ask again while ensembles load or an engine restarts: it takes seconds to minutes."""
 _FIELD_NAME = re.compile(r"[A-Za-z0-9_.-]{1,40}")
 
 # A browser asks its user for name and password, and so /docs opens too.
@@ -76,8 +78,11 @@ def error_response(error: QuorumError, request_id: str) -> Response:
     headers = {}
     if isinstance(error, Unauthorized):
         headers["www-authenticate"] = _CHALLENGE
-    if error.retry_after_s is not None:
-        headers["retry-after"] = str(math.ceil(error.retry_after_s))
+    retry_after_s = error.retry_after_s
+    if retry_after_s is None and isinstance(error, NotReady):
+        retry_after_s = _UNREADY_RETRY_AFTER_S
+    if retry_after_s is not None:
+        headers["retry-after"] = str(math.ceil(retry_after_s))
     return Response(
         ErrorResponse(error=body).model_dump_json(),
         status_code=error.status,

@@ -11,7 +11,7 @@ import asyncio
 import copy
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,8 @@ from quorum_server.packing import Unit, Waiting
 class JobScores:
     """What a request gets.
 
-    raw: float32 (K, B), in the order submitted; NaN in the columns `failed`, which the engine could not score.
+    raw: float32 (K, B), in the order submitted; NaN in the columns `failed`, which the engine could not score; K is 0
+    where it could score none.
     computed_tokens: the request's share of the engine's work.
     """
 
@@ -52,6 +53,19 @@ class Part:
         """Tokens that an engine computes for it, at most."""
         return sum(unit.num_tokens for unit in self.units)
 
+    def halves(self) -> list[Part]:
+        """The part in two, of two sequences at least: whole units where there are several."""
+        middle = len(self.units) // 2
+        if middle:
+            return [replace(self, units=self.units[:middle]), replace(self, units=self.units[middle:])]
+        (unit,) = self.units
+        middle = len(unit.indices) // 2
+        halves = []
+        for indices in (unit.indices[:middle], unit.indices[middle:]):
+            alone = sum(len(self.job.sequences[index]) for index in indices)
+            halves.append(replace(self, units=[Unit(indices, min(unit.num_tokens, alone))]))
+        return halves
+
 
 @dataclass(eq=False, slots=True)
 class Job:
@@ -59,7 +73,7 @@ class Job:
 
     version: the ensemble's. token_budget: of a pass of it. sequences: B. waiting: units not sent yet. suspects: parts
     that an engine was lost with, and that wait to be sent once more. queued_s: when it came. served_tokens: sent so
-    far. num_answered: sequences.
+    far. num_answered: sequences. num_lost_alone: engines that were lost with nothing but a part of it.
     """
 
     version: str
@@ -74,7 +88,7 @@ class Job:
     computed_tokens: int = 0
     raw: NDArray[np.float32] | None = None
     failed: set[int] = field(default_factory=set)
-    error: Exception | None = None
+    num_lost_alone: int = 0
 
     @property
     def as_waiting(self) -> Waiting:
@@ -100,10 +114,9 @@ class Job:
         self.failed.update(failed)
         self._count(len(indices), computed)
 
-    def deliver_failure(self, indices: Sequence[int], error: Exception) -> None:
-        """Take in that none of these sequences could be scored."""
+    def deliver_failure(self, indices: Sequence[int]) -> None:
+        """Take in that none of these sequences can be scored: asking again would not help."""
         self.failed.update(indices)
-        self.error = error
         self._count(len(indices), 0)
 
     def _count(self, num_sequences: int, computed_tokens: int) -> None:
@@ -111,12 +124,9 @@ class Job:
         self.computed_tokens += computed_tokens
         if self.num_answered < len(self.sequences):
             return
-        if len(self.failed) == len(self.sequences):
-            # Nothing is left of the request: a defect, whoever its companions in the pass were.
-            self.fail(self.error or InternalError("the engine could score none of the request's sequences"))
-        elif not self.future.done():
-            assert self.raw is not None
-            self.future.set_result(JobScores(self.raw, self.computed_tokens, frozenset(self.failed)))
+        if not self.future.done():
+            raw = np.empty((0, len(self.sequences)), np.float32) if self.raw is None else self.raw
+            self.future.set_result(JobScores(raw, self.computed_tokens, frozenset(self.failed)))
 
     def fail(self, error: Exception) -> None:
         """Answer with an error of its own: raised in several tasks, one object would gather all their tracebacks."""

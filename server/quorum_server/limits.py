@@ -41,6 +41,7 @@ def check_items(body: Any, max_items: int) -> None:
         if not _is_one_text(value):
             _check_length(value, max_items, "items")
         for item in value if isinstance(value, list) else ():
+            _check_turns(item, max_items)
             if isinstance(item, dict):
                 _check_fields(item)
                 for inner in item.values():
@@ -58,6 +59,8 @@ def _check_turns(dialogue: Any, max_items: int) -> None:
         for turn in dialogue:
             if isinstance(turn, dict):
                 _check_fields(turn)
+                for parts in turn.values():
+                    _check_length(parts, max_items, "parts in one message")
 
 
 def _check_length(value: Any, max_items: int, what: str) -> None:

@@ -116,9 +116,14 @@ class Runtime:
             raise NotReady("the ensembles are being loaded")
         self.registry.check_any()
 
+    @property
+    def may_become_ready(self) -> bool:
+        """Whether it can help to wait: the server is not ending, and its start has not failed."""
+        return self._failure is None and not self.admission.is_draining
+
     async def drain(self, timeout_s: float) -> None:
         """Take no more requests, and wait until those under way are answered; with `NotReady` when the time is up."""
-        self.admission.is_draining = True
+        self.admission.start_draining()
         try:
             async with asyncio.timeout(timeout_s):
                 await self.service.wait_idle()

@@ -10,6 +10,7 @@ engine never waits for its next pass to cross the pipe. Knows neither HTTP nor t
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,10 +24,14 @@ from quorum_server.isolation import PassEngine, PassScores, score_apart
 from quorum_server.jobs import Job, JobScores, Part
 from quorum_server.packing import Order, Unit, plan_pass
 
+logger = logging.getLogger(__name__)
+
 _PASSES_AHEAD = 2
 """Most passes at one engine: the one under way and the next."""
 _MAX_PLANNED = 512
 """Most requests that one plan looks at: thousands may wait, and planning holds the event loop up."""
+_MAX_LOST_ALONE = 16
+"""Most engines that are lost with one request alone. One text of 4096 takes 13; beyond, the engines are at fault."""
 _ENDED = "the server is shutting down"
 
 
@@ -108,8 +113,7 @@ class Scheduler:
         Raises:
             ValueError: no sequences, or an empty one.
             Overloaded, RequestTooLarge: see `Admission`.
-            NotReady: no engine is left, or engines were lost twice with it.
-            InternalError: the engine could score none of the sequences.
+            NotReady: no engine is left, or engine after engine is lost.
         """
         if not sequences or min(map(len, sequences)) == 0:
             raise ValueError("a job needs at least one sequence, and each sequence a token")
@@ -209,9 +213,14 @@ class Scheduler:
             scores = await score_apart(lane.engine, version, sequences)
         except EngineLost as error:
             self._put_back(parts, error)
-        except Exception as error:
+        except NotReady as error:
+            for job in {id(part.job): part.job for part in parts}.values():
+                job.fail(error)
+                self._remove(job)
+        except Exception:
+            logger.exception("none of %d sequences can be scored", len(sequences))
             for part in parts:
-                part.job.deliver_failure(part.indices, error)
+                part.job.deliver_failure(part.indices)
         else:
             now_s, submitted = loop.time(), sum(map(len, sequences))
             self._admission.measure(submitted, now_s - max(sent_s, lane.free_s), len(self._lanes))
@@ -227,14 +236,30 @@ class Scheduler:
             self.wake()
 
     def _put_back(self, parts: list[Part], error: EngineLost) -> None:
-        """Parts of a pass whose engine was lost go once more, each alone, to another one or to its successor."""
+        """Parts of a pass whose engine was lost go once more, each alone, to another one or to its successor.
+
+        A part that loses that one too is halved, until the sequences at fault stand alone: they cannot be scored.
+        """
         for part in parts:
-            if part.was_lost:
-                part.job.fail(error)
-                self._remove(part.job)
-            elif id(part.job) in self._jobs:
-                part.job.suspects.append(replace(part, was_lost=True))
-                self._waiting_tokens += part.num_tokens
+            job = part.job
+            if id(job) not in self._jobs:
+                continue
+            job.num_lost_alone += part.was_lost
+            if not part.was_lost:
+                self._suspect(replace(part, was_lost=True))
+            elif len(part.indices) == 1:
+                logger.error("a sequence of %d tokens ended its engine twice", part.num_tokens, exc_info=error)
+                job.deliver_failure(part.indices)
+            elif job.num_lost_alone < _MAX_LOST_ALONE:
+                for half in part.halves():
+                    self._suspect(half)
+            else:
+                job.fail(error)
+                self._remove(job)
+
+    def _suspect(self, part: Part) -> None:
+        part.job.suspects.append(part)
+        self._waiting_tokens += part.num_tokens
 
     def _remove(self, job: Job) -> None:
         if self._jobs.pop(id(job), None) is not None:

@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -170,6 +170,9 @@ class ScoringService:
         scores = await self._scheduler.submit(
             ensemble.version, work.sequences, work.units, ensemble.loaded.token_budget
         )
+        if not len(scores.raw):  # none of its texts could be scored
+            missing = np.full((ensemble.loaded.num_members, len(work.sequences)), np.nan, np.float32)
+            scores = replace(scores, raw=missing)
         response: _Response = await self._in_thread(_finish, finish, ensemble.context, work, scores, call.request_id)
         self._observer.answered(ensemble.context, work.prepared, scores.raw, response)
         return response

@@ -32,6 +32,7 @@ PAIR = {"prompt": "p", "response": "r"}
         {"text": "t"},
         {"token_ids": [0, 5]},
         {"text": "t", "group": "p"},
+        {"text": "t", "prompt": "p"},
         {"token_ids": [0, 5], "group": "p"},
         # Empty and broken texts are an item's own error, found where it is encoded: its neighbours are still scored.
         {"text": "\ud800"},
@@ -67,6 +68,9 @@ def test_item_shapes(fields: dict[str, Any]) -> None:
         {"token_ids": [True]},
         {"text": "t", "txet": "misspelt"},
         {**PAIR, "group": "p"},
+        {"text": "t", "prompt": "p", "group": "p"},
+        {"text": "t", "prompt": [{"role": "user", "content": "p"}]},
+        {"token_ids": [0], "prompt": "p"},
         {"group": "p"},
     ],
 )

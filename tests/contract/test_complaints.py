@@ -73,8 +73,14 @@ def naive(bundle: Path) -> NaiveServer:
 
 
 @pytest.fixture(scope="module")
-def quorum(bundle: Path) -> Iterator[Score]:
-    with server(REAL_ENGINE, bundle) as process, httpx.Client(base_url=process.url, timeout=60) as http:
+def url(bundle: Path) -> Iterator[str]:
+    with server(REAL_ENGINE, bundle) as process:
+        yield process.url
+
+
+@pytest.fixture(scope="module")
+def quorum(url: str) -> Iterator[Score]:
+    with httpx.Client(base_url=url, timeout=60) as http:
         yield lambda texts: http.post("/get_reward", json={"query": texts}).raise_for_status().json()["rewards"]
 
 
@@ -173,6 +179,25 @@ def test_silent_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
     assert raises_where_the_server_is_away(lambda: asyncio.run(function))
     assert raises_where_the_server_is_away(lambda: asyncio.run(RemoteReward(NOWHERE, deadline_s=0.5)(["a"], ["b"])))
     assert not raises_where_the_server_is_away(naive_reward)
+
+
+def equals_the_trainers(score: Score, bundle: Path) -> bool:
+    """Raw scores are those of Transformers and PEFT, a text and a member at a time."""
+    return close(score([TEXT, LONG]), [float(members_alone(bundle, text).mean()) for text in (TEXT, LONG)])
+
+
+@pytest.mark.parametrize("path", ["/sglang/v1/embeddings", "/sglang/classify", "/vllm/classify", "/get_reward"])
+def test_rewards_are_the_trainers_own(url: str, naive: Score, bundle: Path, path: str) -> None:
+    def ask(texts: list[str]) -> list[float]:
+        body = {"query": texts, "input": texts, "text": texts, "use_activation": False}  # each takes what it knows
+        answer = httpx.post(f"{url}{path}?normalize=false&mode=mean", json=body, timeout=60).raise_for_status().json()
+        if path == "/get_reward":
+            return list(answer["rewards"])
+        entries = answer if isinstance(answer, list) else answer["data"]
+        return [float((entry.get("embedding") or entry.get("probs"))[0]) for entry in entries]
+
+    assert equals_the_trainers(ask, bundle)
+    assert not equals_the_trainers(naive, bundle)
 
 
 def tells_texts_apart(score: Score) -> bool:

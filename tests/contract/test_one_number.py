@@ -136,6 +136,79 @@ def test_every_route_gives_the_number_of_score(http: httpx.Client, response: str
             assert number == pytest.approx(expected["score"], abs=TOLERANCE), name
 
 
+# The same routes where the text is too long for the ensemble. side: which end is cut.
+LONG_BY_TEXT: dict[str, tuple[Callable[[str, str], tuple[str, dict[str, Any]]], Read]] = {
+    "vLLM classify": (
+        lambda text, side: ("/vllm/classify", {"input": text, "truncation_side": side, **RAW}),
+        BY_TEXT["vLLM classify"][1],
+    ),
+    "vLLM pooling": (
+        lambda text, side: ("/vllm/pooling", {"input": text, "truncation_side": side, **RAW}),
+        BY_TEXT["vLLM pooling"][1],
+    ),
+    "TEI predict": (
+        lambda text, side: ("/tei/predict", {"inputs": text, "raw_scores": True, "truncation_direction": side}),
+        BY_TEXT["TEI predict"][1],
+    ),
+}
+LONG_PROMPT = PROMPT * 6
+LONG_BY_PAIR: dict[str, tuple[Callable[[str, str], tuple[str, dict[str, Any]]], Read]] = {
+    "vLLM score": (
+        lambda text, side: ("/vllm/score", {"queries": LONG_PROMPT, "documents": text, "truncation_side": side, **RAW}),
+        BY_PAIR["vLLM score"][1],
+    ),
+    "vLLM rerank": (
+        lambda text, side: ("/vllm/rerank", {"query": LONG_PROMPT, "documents": text, "truncation_side": side, **RAW}),
+        BY_PAIR["vLLM rerank"][1],
+    ),
+    "TEI predict, pair": (
+        lambda text, side: (
+            "/tei/predict",
+            {"inputs": [LONG_PROMPT, text], "raw_scores": True, "truncation_direction": side},
+        ),
+        BY_PAIR["TEI predict, pair"][1],
+    ),
+    "TEI rerank": (
+        lambda text, side: (
+            "/tei/rerank",
+            {"query": LONG_PROMPT, "texts": [text], "raw_scores": True, "truncation_direction": side},
+        ),
+        BY_PAIR["TEI rerank"][1],
+    ),
+}
+
+
+def one_result(http: httpx.Client, item: dict[str, str], **options: Any) -> dict[str, Any]:
+    (result,) = post(http, "/score", {"inputs": [item], **options}, {})["results"]
+    assert result["truncated"]
+    return result  # type: ignore[no-any-return]
+
+
+def test_over_long_text(http: httpx.Client) -> None:
+    response = "abc defg. "
+    text = f"Human: {LONG_PROMPT}\n\nAssistant: {response}"
+    numbers = []
+    for side in ("left", "right"):
+        for routes, asked, item in (
+            (LONG_BY_TEXT, text, {"text": text}),
+            (LONG_BY_PAIR, response, {"prompt": LONG_PROMPT, "response": response}),
+        ):
+            expected = one_result(http, item, truncate=side)["score"]
+            numbers.append(expected)
+            for name, (ask, read) in routes.items():
+                assert read(post(http, *ask(asked, side), {})) == pytest.approx(expected, abs=TOLERANCE), (name, side)
+    assert len({round(number, 3) for number in numbers}) > 2  # it matters which end is cut, and of what
+    for name in ("OpenRLHF", "SGLang classify", "SGLang embeddings"):  # the ensemble says which end
+        ask_text, read = BY_TEXT[name]
+        expected = one_result(http, {"text": text})["score"]
+        assert read(post(http, *ask_text(text), {})) == pytest.approx(expected, abs=TOLERANCE), name
+    body = {"query": [text], "prompts": [text.removesuffix(response)]}
+    expected = one_result(http, {"text": text, "prompt": body["prompts"][0]})
+    answer = post(http, "/get_reward", body, {})
+    assert answer["rewards"] == pytest.approx([expected["score"]], abs=TOLERANCE)
+    assert answer["extra_logs"]["text_truncated"] == [1.0]
+
+
 def test_modes_differ_so_that_equal_numbers_mean_equal_settings(http: httpx.Client) -> None:
     body = {"query": [HEADER + "It is four."]}
     rewards = [post(http, "/get_reward", body, {"mode": mode})["rewards"][0] for mode in MODES]

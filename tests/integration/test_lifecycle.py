@@ -193,7 +193,8 @@ def test_an_item_that_kills_the_engine_takes_no_neighbour_along(bundle: Path) ->
             time.sleep(0.5)  # all of them stand in the queue
             engine.resume()
             assert blocker.recv(12) == b"HTTP/1.1 200"
-            assert [call.result().status_code for call in calls] == [200, 503, 200, 200]
+            assert [call.result().status_code for call in calls] == [200] * 4
+            assert calls[1].result().json()["results"][0]["error"]["code"] == "scoring_failed"
 
 
 def test_kill_9_of_the_server_loses_only_requests_in_flight_which_the_client_retries(bundle: Path) -> None:

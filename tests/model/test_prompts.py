@@ -224,3 +224,40 @@ def test_a_response_of_characters_that_the_tokenizer_drops_is_empty(response: st
     with pytest.raises(ItemRejected, match="response has no tokens") as caught:
         encoder_of(tokenizer, is_causal=False).encode(ScoreItem(prompt="hello", response=response))
     assert caught.value.code == "empty_text"
+
+
+TEXTS = [
+    "<s> how are you ? fine thanks .",
+    "how are you ? fine thanks .",
+    "</s></s><s> how are you ? fine thanks . </s>",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("prompt", ["how are you ?", "<s> how are you ?", "</s><s> how are you ?"])
+def test_a_texts_own_prompt_is_cut_first(text: str, prompt: str) -> None:
+    tokenizer = llama_like()
+    encoder = encoder_of(tokenizer, is_causal=True, max_length=6)
+    closing = ["</s>"] if text.endswith("</s>") else []
+    room = 2 - len(closing)
+    for side, kept in (("left", "you ?".split()[-room:]), ("right", "how are".split()[:room])):
+        item = ScoreItem(text=text, prompt=prompt)
+        encoded = encoder.encode(item, side)  # type: ignore[arg-type]
+        assert encoded.truncated
+        assert words(tokenizer, encoded.ids) == ["<s>", *kept, "fine", "thanks", ".", *closing]
+
+
+def test_a_prompt_that_a_text_does_not_begin_with_is_nothing() -> None:
+    encoder = encoder_of(llama_like(), is_causal=True, max_length=4)
+    for prompt in ("fine", "", "how are you ? fine no"):
+        item = ScoreItem(text="how are you ? fine", prompt=prompt)
+        assert encoder.encode(item) == encoder.encode(ScoreItem(text="how are you ? fine"))
+
+
+@pytest.mark.parametrize(
+    "text", ["how are you ?", "<s> how are you ? </s>", "how are you ? </s></s>", "how are you ?  "]
+)
+def test_a_text_with_nothing_behind_its_prompt_is_empty(text: str) -> None:
+    with pytest.raises(ItemRejected) as caught:
+        encoder_of(llama_like(), is_causal=True).encode(ScoreItem(text=text, prompt="how are you ?"))
+    assert caught.value.code == "empty_text"

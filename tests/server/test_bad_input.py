@@ -6,11 +6,12 @@ import json
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from quorum_client.errors import InternalError
+from quorum_server.service import ScoringService
 from tests.server.conftest import Service, serving
 from tests.server.fake_engine import FakeEngine
 
@@ -191,10 +192,41 @@ async def test_a_body_that_grows_beyond_the_limit_is_cut_off(fake_bundle: Path) 
     assert read == 11
 
 
-async def test_an_internal_error_is_hidden_and_logged(service: Service, caplog: pytest.LogCaptureFixture) -> None:
-    service.engine.error = InternalError("planted detail")
-    known = await service.http.post("/score", content=score())
+async def test_what_the_engine_fails_at_is_the_items_error_and_logged(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also of all items: an error of the request's is one that its client would send again, to no avail."""
     service.engine.error = ZeroDivisionError("planted detail")
+    bodies = {
+        "/score": {"inputs": [{"text": "a"}]},
+        "/compare": {"pairs": [{"prompt": "a", "a": "b", "b": "c"}]},
+    }
+    for path, body in bodies.items():
+        reply = await service.http.post(path, json=body)
+        assert [result["error"]["code"] for result in reply.json()["results"]] == ["scoring_failed"]
+    for path, body in {
+        "/rank": {"prompt": "a", "candidates": ["b", "c"]},
+        "/compare": {"prompt": "a", "a": "b", "b": "c"},
+        "/get_reward": {"query": ["a", "b"]},
+        "/vllm/classify": {"input": "a"},
+    }.items():
+        reply = await service.http.post(path, json=body)
+        assert reply.status_code == 422
+        assert_error(reply, "scoring_failed")
+        assert reply.json()["error"]["retryable"] is False
+        assert "planted" not in reply.text
+    assert "ZeroDivisionError: planted detail" in caplog.text
+
+
+async def test_an_internal_error_is_hidden_and_logged(
+    service: Service, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(error: Exception) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(ScoringService, "score", lambda *_: fail(InternalError("planted detail")))
+    known = await service.http.post("/score", content=score())
+    monkeypatch.setattr(ScoringService, "score", lambda *_: fail(ZeroDivisionError("planted detail")))
     unexpected = await service.http.post("/score", content=score(), headers={"x-request-id": "find-me"})
     for reply in (known, unexpected):
         assert reply.status_code == 500

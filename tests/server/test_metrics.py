@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from quorum_client.errors import NotReady
 from quorum_model.bundle.manifest import ReferenceStats
 from quorum_server.events import PassReport
 from quorum_server.metrics import Metrics
@@ -196,7 +197,7 @@ async def test_requests_are_counted_by_route_method_status_and_ensemble(measured
     await ask("POST", "/rank", json={"prompt": "Hi", "candidates": ["a", "b"]})
     for body in ("{", '{"inputs": []}'):
         await ask("POST", "/score", content=body)
-    measured.engine.error = ZeroDivisionError()
+    measured.engine.error = NotReady("planted")
     await ask("POST", "/score", json={"inputs": [PAIR]})
     for number in range(5):
         await ask("GET", f"/made/up/{number}")
@@ -210,7 +211,7 @@ async def test_requests_are_counted_by_route_method_status_and_ensemble(measured
         ("/rank", "POST", "200", "tiny"): 1,
         ("/score", "POST", "400", ""): 1,
         ("/score", "POST", "422", ""): 1,
-        ("/score", "POST", "500", "tiny"): 1,
+        ("/score", "POST", "503", "tiny"): 1,
         ("none", "GET", "404", ""): 5,
         ("/v1/ensembles/{name}", "GET", "404", ""): 5,
         ("/v1/ensembles/{name}", "GET", "200", ""): 1,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quorum_client.errors import Overloaded
 from quorum_server.engine.messages import Scores
-from quorum_server.routes import openrlhf
-from quorum_server.service import ScoringService
 from tests.server.conftest import Service, serving
 from tests.server.fake_engine import FakeEngine, fake_raw
 from tests.server.tiny_bundle import CLS, SEP, VOCABULARY, make_fake_bundle
@@ -46,7 +43,8 @@ async def test_rewards_scores_and_logs(service: Service, path: str) -> None:
     assert answer["rewards"] == pytest.approx(mean - 2 * std)  # a few float64 operations, as in all that follow
     assert answer["scores"] == pytest.approx([1 / (1 + math.exp(-reward)) for reward in mean - 2 * std])
     assert all(0 <= score <= 1 for score in answer["scores"])
-    assert set(answer["extra_logs"]) == {"mean", "std", "lcb"}
+    assert set(answer["extra_logs"]) == {"mean", "std", "lcb", "text_truncated"}
+    assert answer["extra_logs"]["text_truncated"] == [0.0, 0.0]
     assert answer["extra_logs"]["mean"] == pytest.approx(mean)
     assert answer["extra_logs"]["std"] == pytest.approx(std)
     assert answer["extra_logs"]["lcb"] == answer["rewards"]
@@ -84,15 +82,21 @@ async def test_logs_can_be_switched_off(service: Service) -> None:
 async def test_one_member_has_neither_std_nor_lcb(tmp_path: Path) -> None:
     async with serving(make_fake_bundle(tmp_path / "one", num_members=1).path, FakeEngine()) as service:
         answer = (await service.http.post("/get_reward", json=BODY)).json()
-        assert set(answer["extra_logs"]) == {"mean"}
+        assert set(answer["extra_logs"]) == {"mean", "text_truncated"}
         assert (await service.http.post("/get_reward?mode=lcb", json=BODY)).status_code == 422
 
 
-async def test_text_is_taken_with_its_special_tokens_and_nothing_is_added(service: Service) -> None:
+async def test_bos_and_eos_stand_once_whether_or_not_the_text_has_them(service: Service) -> None:
     bare, whole = "Human: Hi\n\nAssistant: Hello", QUERIES[0]
     answer = (await service.http.post("/get_reward", json={"query": [bare, whole]})).json()
     assert answer["rewards"][0] == answer["rewards"][1]
     assert service.engine.passes == [[ids_of(bare)]]  # once: they are the same sequence
+
+
+async def test_padding_of_a_decoded_batch_is_not_scored(service: Service) -> None:
+    queries = ["[CLS]ab[SEP]", "[CLS]ab[SEP][PAD][PAD]", "[PAD][PAD][CLS]ab[SEP]"]
+    assert (await service.http.post("/get_reward", json={"query": queries})).status_code == 200
+    assert service.engine.passes == [[ids_of("ab")]]
 
 
 async def test_prompts_are_the_groups(service: Service) -> None:
@@ -108,46 +112,27 @@ async def test_prompts_are_the_groups(service: Service) -> None:
     assert one.status_code == 422
 
 
-async def test_a_full_queue_is_waited_for(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """OpenRLHF tries five times in five seconds, and then goes on without a reward."""
-    refused = asyncio.Event()
-    score = ScoringService.score
-
-    async def watched(self: ScoringService, request: Any, call: Any) -> Any:
-        try:
-            return await score(self, request, call)
-        except Overloaded:
-            refused.set()
-            raise
-
-    engine = FakeEngine()
-    async with serving(fake_bundle, engine, max_queued_tokens=60, token_budget=60) as service:
-        engine.gate.clear()
-        first = asyncio.create_task(service.http.post("/get_reward", json={"query": ["a" * 50]}))
-        await engine.has_begun.wait()
-        assert (await service.http.post("/score", json={"inputs": [{"text": "b" * 50}]})).status_code == 429
-        monkeypatch.setattr(ScoringService, "score", watched)
-        second = asyncio.create_task(service.http.post("/get_reward", json={"query": ["b" * 50]}))
-        await refused.wait()
-        engine.gate.set()
-        assert (await first).status_code == 200
-        reply = await second
-        assert reply.status_code == 200
-        assert reply.json()["rewards"] == pytest.approx(calibrated(["b" * 50]).mean(axis=0))
+@pytest.mark.parametrize("side", ["left", "right"])
+async def test_of_an_over_long_query_the_prompt_is_cut_first(tmp_path: Path, side: str) -> None:
+    """At the right end, too, where nothing of the response would be left."""
+    bundle = make_fake_bundle(tmp_path / side, truncation=side)
+    prompt, response = "p" * 90 + "q" * 10, "the response"
+    async with serving(bundle.path, FakeEngine()) as service:
+        body = {"query": [f"[CLS]{prompt}{response}[SEP]"], "prompts": [prompt]}
+        answer = (await service.http.post("/get_reward", json=body)).json()
+        kept = 80 - 2 - len(response)
+        cut = prompt[-kept:] if side == "left" else prompt[:kept]
+        assert service.engine.passes == [[ids_of(cut + response)]]
+        assert answer["extra_logs"]["text_truncated"] == [1.0]
 
 
-async def test_patience_ends(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openrlhf, "_PATIENCE_S", 0.0)
-    engine = FakeEngine()
-    async with serving(fake_bundle, engine, max_queued_tokens=60, token_budget=60) as service:
-        engine.gate.clear()
-        first = asyncio.create_task(service.http.post("/get_reward", json={"query": ["a" * 50]}))
-        await engine.has_begun.wait()
-        refused = await service.http.post("/get_reward", json={"query": ["b" * 50]})
-        assert refused.status_code == 429
-        assert int(refused.headers["retry-after"]) >= 1
-        engine.gate.set()
-        await first
+@pytest.mark.parametrize("query", ["[CLS]Hi there", "[CLS]Hi there[SEP]", "[PAD][CLS]Hi there[SEP][PAD]"])
+async def test_a_query_that_is_its_prompt_has_no_reward(service: Service, query: str) -> None:
+    body = {"query": ["Hi there, yes", query], "prompts": ["Hi there"] * 2}
+    reply = await service.http.post("/get_reward", json=body)
+    assert reply.status_code == 422
+    assert reply.json()["error"]["code"] == "empty_text"
+    assert "item 1" in reply.json()["error"]["message"]
 
 
 BAD: dict[str, tuple[str, Any, int, str]] = {
@@ -193,6 +178,30 @@ async def test_a_score_that_is_no_number_fails_the_request(fake_bundle: Path) ->
     assert "item 0" in reply.json()["error"]["message"]
 
 
-async def test_unknown_fields_are_ignored(service: Service) -> None:
-    reply = await service.http.post("/get_reward", json={**BODY, "uuid": 1, "images": [None, None]})
-    assert reply.status_code == 200
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"uuid": 1, "images": [None, None]},
+        {"labels": [math.nan, math.inf]},  # as tables without a label have them
+        {"labels": [{f"field{n}": n for n in range(100)}, None]},
+        {"labels": [0] * 5000},
+        {"labels": [[{"role": "user", "content": "a"}] * 5000]},
+        {f"field{n}": n for n in range(100)},
+        {"labels": ["\ud800", math.nan]},
+    ],
+    ids=lambda extra: next(iter(extra)),
+)
+async def test_what_is_not_used_is_ignored(service: Service, extra: dict[str, Any]) -> None:
+    reply = await service.http.post("/get_reward", content=json.dumps({**BODY, **extra}))
+    assert reply.status_code == 200, reply.text
+    refused = await service.http.post("/score", content=json.dumps({"inputs": [{"text": "a"}], **extra}))
+    assert refused.status_code in (400, 413, 422)
+
+
+async def test_no_number_where_one_is_used_is_refused(service: Service) -> None:
+    for path, body in (
+        ("/get_reward", {"query": [math.nan]}),
+        ("/vllm/classify", {"input": [[1, math.nan]]}),
+        ("/vllm/rerank", {"query": "a", "documents": ["b"], "top_n": math.nan}),
+    ):
+        assert (await service.http.post(path, content=json.dumps(body))).status_code == 422

@@ -13,6 +13,7 @@ from quorum_client.errors import InternalError
 from tests.server.conftest import Service, serving
 from tests.server.fake_engine import FakeEngine
 from tests.server.test_routes_openrlhf import OneNaN
+from tests.server.tiny_bundle import make_fake_bundle
 
 TEXT = "Human: Hi\n\nAssistant: Hello"
 PAIR = {"prompt": "Hi", "response": "Hello"}
@@ -58,14 +59,30 @@ async def test_rerank(service: Service) -> None:
 
 async def test_truncation(service: Service) -> None:
     text = "a" * 100 + "b" * 100
-    for side, direction in (("left", "Left"), ("right", "Right")):
-        body = {"inputs": text, "raw_scores": True, "truncate": True, "truncation_direction": direction}
-        (prediction,) = (await service.http.post("/tei/predict", json=body)).json()
-        assert [prediction["score"]] == await native(service, [{"text": text}], truncate=side)
+    for direction in ("Left", "Right", "left", "right"):
+        for truncate in (True, None):  # left out, the ensemble decides whether, and the request which end
+            body = {"inputs": text, "raw_scores": True, "truncate": truncate, "truncation_direction": direction}
+            (prediction,) = (await service.http.post("/tei/predict", json=body)).json()
+            assert [prediction["score"]] == await native(service, [{"text": text}], truncate=direction.lower())
+    (prediction,) = (
+        await service.http.post("/tei/predict", json={"inputs": text, "raw_scores": True, "truncate": True})
+    ).json()
+    assert [prediction["score"]] == await native(service, [{"text": text}], truncate="right")  # TEI's default
     refused = await service.http.post("/tei/predict", json={"inputs": text, "truncate": False})
     assert refused.status_code == 422
     (prediction,) = (await service.http.post("/tei/predict", json={"inputs": text, "raw_scores": True})).json()
     assert [prediction["score"]] == await native(service, [{"text": text}])
+
+
+async def test_a_direction_does_not_cut_where_the_ensemble_refuses(tmp_path: Path) -> None:
+    bundle = make_fake_bundle(tmp_path / "strict", truncation="error")
+    async with serving(bundle.path, FakeEngine()) as service:
+        body = {"inputs": "a" * 200, "truncation_direction": "Left"}
+        assert (await service.http.post("/tei/predict", json=body)).status_code == 422
+        assert (await service.http.post("/tei/predict", json=body | {"truncate": True})).status_code == 200
+        body = {"query": "Hi", "texts": ["a" * 200], "truncation_direction": "Left"}
+        assert (await service.http.post("/tei/rerank", json=body)).status_code == 422
+        assert (await service.http.get("/tei/info")).json()["auto_truncate"] is False
 
 
 async def test_info(service: Service) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import math
 from pathlib import Path
@@ -45,7 +44,20 @@ VLLM_INPUTS: dict[str, tuple[dict[str, Any], list[Any]]] = {
         {
             "messages": [
                 *CHAT,
-                {**RESPONSE, "content": [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]},
+                {**RESPONSE, "content": [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}, "!"]},
+            ],
+            "add_generation_prompt": False,
+            "continue_final_message": False,
+            "chat_template_kwargs": {},
+        },
+        [CHAT_ITEM | {"response": "Hel\nlo\n!"}],
+    ),
+    "a developer's turn, and fields that are empty": (
+        {
+            "messages": [
+                {"role": "developer", "content": "Be kind.", "tools": None},
+                CHAT[1],
+                {**RESPONSE, "tool_calls": [], "reasoning": None, "name": "x"},
             ]
         },
         [CHAT_ITEM],
@@ -75,7 +87,10 @@ async def test_vllm_classify_and_pooling(service: Service, name: str) -> None:
 
 async def test_vllm_pooling_in_base64(service: Service) -> None:
     (expected,) = await native(service, TEXT_ITEMS[:1])
-    body = {"input": TEXTS[0], "task": "classify", "use_activation": False, "encoding_format": "base64"}
+    body = {"input": TEXTS[0], "task": "classify", "use_activation": False, "encoding_format": None}
+    (entry,) = (await service.http.post("/vllm/pooling", json=body)).json()["data"]
+    assert entry["data"] == [expected]
+    body = body | {"encoding_format": "base64"}
     (entry,) = (await service.http.post("/vllm/pooling", json=body)).json()["data"]
     assert np.frombuffer(base64.b64decode(entry["data"]), "<f4") == [np.float32(expected)]
 
@@ -96,6 +111,9 @@ async def test_vllm_score(service: Service, path: str, names: tuple[str, str]) -
         items = [{"prompt": p, "response": r} for p, r in zip(all_prompts, listed, strict=True)]
         expected = await native(service, items)
         assert [entry["score"] for entry in reply.json()["data"]] == expected
+        as_parts = [{"content": [{"type": "text", "text": one}]} for one in listed]
+        reply = await service.http.post(path, json={**body, second: as_parts})
+        assert [entry["score"] for entry in reply.json()["data"]] == expected
 
 
 @pytest.mark.parametrize("path", ["/vllm/rerank", "/vllm/v1/rerank", "/vllm/v2/rerank"])
@@ -111,6 +129,12 @@ async def test_vllm_rerank(service: Service, path: str) -> None:
     assert [entry["document"]["text"] for entry in results] == [texts[index] for index in order]
     best = (await service.http.post(path, json={**body, "top_n": 2})).json()["results"]
     assert best == results[:2]
+    for documents in ("zz", {"text": "zz"}, {"content": [{"type": "text", "text": "zz"}]}):
+        query = {"content": [{"type": "text", "text": "Hi"}]}
+        (only,) = (await service.http.post(path, json={**body, "query": query, "documents": documents})).json()[
+            "results"
+        ]
+        assert (only["index"], only["relevance_score"], only["document"]["text"]) == (0, expected[1], "zz")
 
 
 async def test_large_scores_keep_their_order_under_the_logistic_function(tmp_path: Path) -> None:
@@ -132,6 +156,11 @@ SGLANG_INPUTS: dict[str, tuple[dict[str, Any], list[Any], bool]] = {
     "token ids": ({"input_ids": IDS[0]}, ID_ITEMS[:1], False),
     "lists of token ids": ({"input_ids": IDS}, ID_ITEMS, True),
     "a dialogue": ({"conv": [*CHAT, RESPONSE]}, [CHAT_ITEM], False),
+    "a dialogue in parts": (
+        {"conv": [*CHAT, {**RESPONSE, "content": [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]}]},
+        [CHAT_ITEM | {"response": "Hel lo"}],
+        False,
+    ),
     "dialogues": (
         {"conv": [[*CHAT, RESPONSE], [CHAT[1], RESPONSE]]},
         [CHAT_ITEM, {"prompt": "Hi", "response": "Hello"}],
@@ -190,9 +219,35 @@ async def test_model(service: Service, model: str | None, status: int) -> None:
     assert named.status_code == 200  # the address goes before the body
 
 
+# Each would be another text or number.
+PAIR_OPTIONS = {
+    "max_tokens_per_query": 5, "max_tokens_per_doc": 5, "instruction": "x", "chat_template_kwargs": {"a": 1},
+    "normalize": False, "truncate_prompt_tokens": 0,
+}  # fmt: skip
+CHAT_OPTIONS = {
+    "add_generation_prompt": True, "continue_final_message": True, "chat_template_kwargs": {"a": 1}, "normalize": True,
+    "truncate_prompt_tokens": -2,
+}  # fmt: skip
+
 BAD: dict[str, tuple[str, Any, int]] = {
     "vLLM: neither input nor messages": ("/vllm/classify", {}, 422),
     "vLLM: both": ("/vllm/classify", {"input": "a", "messages": [*CHAT, RESPONSE]}, 422),
+    **{
+        f"vLLM: {name} {value}": (path, {**given, name: value}, 422)
+        for path, given, options in (
+            ("/vllm/score", {"queries": "a", "documents": "b"}, PAIR_OPTIONS),
+            ("/vllm/rerank", {"query": "a", "documents": ["b"]}, PAIR_OPTIONS),
+            ("/vllm/classify", {"messages": [*CHAT, RESPONSE]}, CHAT_OPTIONS),
+            ("/vllm/pooling", {"input": "a"}, CHAT_OPTIONS),
+        )
+        for name, value in options.items()
+    },
+    **{
+        f"vLLM: a turn with {name}": ("/vllm/classify", {"messages": [*CHAT, {**RESPONSE, name: value}]}, 422)
+        for name, value in {"tool_calls": [{"id": "1"}], "reasoning": "why", "reasoning_content": "why"}.items()
+    },
+    "SGLang: a turn with tool_calls": ("/sglang/classify", {"conv": [*CHAT, {**RESPONSE, "tool_calls": [1]}]}, 422),
+    "vLLM: an image to rank": ("/vllm/rerank", {"query": "a", "documents": {"content": [{"type": "image_url"}]}}, 422),
     "vLLM: no texts": ("/vllm/classify", {"input": []}, 422),
     "vLLM: a blank text": ("/vllm/classify", {"input": " "}, 422),
     "vLLM: texts and ids": ("/vllm/classify", {"input": ["a", [1]]}, 422),
@@ -240,39 +295,7 @@ async def test_truncation_side(service: Service) -> None:
     text = "a" * 100 + "b" * 100  # of which 80 tokens are taken
     for side in ("left", "right"):
         expected = await native(service, [{"text": text}], truncate=side)
-        body = {"input": text, "truncation_side": side, "truncate_prompt_tokens": -1, "use_activation": False}
-        reply = await service.http.post("/vllm/classify", json=body)
-        assert reply.json()["data"][0]["probs"] == expected
-
-
-async def test_a_long_list_of_token_ids_is_one_item(fake_bundle: Path) -> None:
-    async with serving(fake_bundle, FakeEngine(), max_items=10) as service:
-        for path, field in (("/vllm/classify", "input"), ("/sglang/classify", "input_ids")):
-            reply = await service.http.post(path, json={field: [20] * 50})
-            assert reply.status_code == 200, reply.text
-            refused = await service.http.post(path, json={field: [[20]] * 50})
-            assert refused.status_code == 413
-
-
-@pytest.mark.parametrize(
-    ("path", "body", "status"),
-    [
-        ("/vllm/classify", {"input": "b" * 50}, 503),
-        ("/sglang/v1/embeddings", {"input": "b" * 50}, 503),
-        ("/tei/predict", {"inputs": "b" * 50}, 429),
-        ("/score", {"inputs": [{"text": "b" * 50}]}, 429),
-    ],
-)
-async def test_overload(fake_bundle: Path, path: str, body: Any, status: int) -> None:
-    """verl gives up at once on a 429; TEI's clients wait for one."""
-    engine = FakeEngine()
-    async with serving(fake_bundle, engine, max_queued_tokens=60, token_budget=60) as service:
-        engine.gate.clear()
-        first = asyncio.create_task(service.http.post("/score", json={"inputs": [{"text": "a" * 50}]}))
-        await engine.has_begun.wait()
-        reply = await service.http.post(path, json=body)
-        assert reply.status_code == status
-        assert int(reply.headers["retry-after"]) >= 1
-        assert "overload" in reply.text
-        engine.gate.set()
-        await first
+        for length in (None, -1, 80, 4096):
+            body = {"input": text, "truncation_side": side, "truncate_prompt_tokens": length, "use_activation": False}
+            reply = await service.http.post("/vllm/classify", json=body)
+            assert reply.json()["data"][0]["probs"] == expected

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quorum_client.errors import InternalError, NotReady, Overloaded, RequestTooLarge
+from quorum_client.errors import NotReady, Overloaded, RequestTooLarge
 from quorum_server.admission import Admission
 from quorum_server.engine.messages import EngineLost, Scores, TokenIds
 from quorum_server.events import Observer, PassReport
@@ -42,14 +42,17 @@ class Queue:
         token_budget: int = 10,
         max_queued_tokens: int = 10_000,
         observer: Observer | None = None,
+        shares_prefixes: bool = False,
     ) -> None:
         self.token_budget = token_budget
+        self.shares_prefixes = shares_prefixes
         self.admission = Admission(max_tokens=max_queued_tokens, max_bytes=1, observer=observer)
         self.scheduler = Scheduler(engines, admission=self.admission, observer=observer)
 
     async def submit(self, version: str, *sequences: Sequence[int]) -> JobScores:
         arrays = ids(*sequences)
-        return await self.scheduler.submit(version, arrays, cut_units(arrays, self.token_budget), self.token_budget)
+        units = cut_units(arrays, self.token_budget, shares_prefixes=self.shares_prefixes)
+        return await self.scheduler.submit(version, arrays, units, self.token_budget)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -154,8 +157,12 @@ def test_nothing_is_lost_or_answered_twice_within_the_budget(
                 assert any(lost)  # lost twice
             else:
                 assert isinstance(answer, JobScores), answer
-                np.testing.assert_array_equal(answer.raw, fake_raw(arrival.sequences, 3))
-                assert answer.computed_tokens == sum(map(len, arrival.sequences))
+                assert any(lost) or not answer.failed  # lost alone, too
+                expected = fake_raw(arrival.sequences, 3)
+                expected[:, list(answer.failed)] = np.nan
+                np.testing.assert_array_equal(answer.raw, expected if len(answer.raw) else expected[:0])
+                scored = [s for n, s in enumerate(arrival.sequences) if n not in answer.failed]
+                assert answer.computed_tokens == sum(map(len, scored))
         for engine in engines:
             for _, one_pass in engine.passes:
                 assert len(one_pass) == 1 or sum(map(len, one_pass)) <= budget
@@ -390,7 +397,8 @@ async def test_an_item_at_which_the_engine_raises_fails_alone() -> None:
         await blocker
 
 
-async def test_a_request_of_which_nothing_can_be_scored_is_a_defect_whatever_its_companions() -> None:
+async def test_a_request_of_which_nothing_can_be_scored_is_told_so_whatever_its_companions() -> None:
+    """No error of the request's, which its client would send again."""
     engine = FakeEngine()
     queue = Queue(engine, token_budget=100)
     async with queue.running():
@@ -403,8 +411,7 @@ async def test_a_request_of_which_nothing_can_be_scored_is_a_defect_whatever_its
             bad = asyncio.create_task(queue.submit("v", [RAISE_ID], [RAISE_ID, 2]))
             await settle()
             engine.gate.set()
-            with pytest.raises(InternalError):
-                await bad
+            assert (await bad).failed == {0, 1}
             await asyncio.gather(blocker, *others)
 
 
@@ -413,8 +420,8 @@ async def test_an_engine_that_fails_at_everything_is_not_tried_for_each_item() -
     engine.error = OSError(5, "planted")
     queue = Queue(engine, token_budget=10_000)
     async with queue.running():
-        with pytest.raises(InternalError, match="planted"):
-            await queue.submit("v", *([10 + n % 80, n] for n in range(1000)))
+        scores = await queue.submit("v", *([10 + n % 80, n] for n in range(1000)))
+    assert len(scores.failed) == 1000
     assert len(engine.passes) < 140
 
 
@@ -465,17 +472,54 @@ async def test_behind_a_part_that_was_lost_nothing_is_sent() -> None:
     assert engine.log[place + 1] == ("back", again)
 
 
-async def test_a_part_that_is_lost_twice_is_answered_503_and_its_companions_are_scored() -> None:
+async def test_a_text_that_ends_its_engine_alone_is_at_fault_and_its_companions_are_scored() -> None:
+    """It is not answered 503: its client would send it again, to the next engine."""
     engine = TimedEngine(lost=frozenset({0, 2}))
     queue = Queue(engine, token_budget=100)
     async with queue.running():
-        first, second, third = await asyncio.gather(
-            *(queue.submit("v", [10 + n]) for n in range(3)), return_exceptions=True
-        )
-    assert isinstance(first, JobScores)
-    assert isinstance(second, EngineLost)
-    assert second.status == 503
-    assert isinstance(third, JobScores)
+        first, second, third = await asyncio.gather(*(queue.submit("v", [10 + n]) for n in range(3)))
+    assert (first.failed, second.failed, third.failed) == (frozenset(), {0}, frozenset())
+    assert len(engine.passes) == 4
+
+
+class Fragile(FakeEngine):
+    """Lost with every pass that holds the token."""
+
+    def __init__(self, token: int) -> None:
+        super().__init__()
+        self.token = token
+
+    async def score(self, version: str, sequences: Sequence[TokenIds]) -> Scores:
+        scores = await super().score(version, sequences)
+        if any(self.token in sequence for sequence in sequences):
+            raise EngineLost("planted")
+        return scores
+
+
+@pytest.mark.parametrize("prefix", [[], [20] * 40])
+async def test_a_text_that_ends_its_engine_is_found_among_those_of_its_request(prefix: list[int]) -> None:
+    engine = Fragile(99)
+    queue = Queue(engine, token_budget=10_000, shares_prefixes=True)
+    texts = [[*prefix, 30 + n] for n in range(32)]
+    texts[13] = [*prefix, 99]
+    async with queue.running():
+        scores = await queue.submit("v", *texts)
+    assert scores.failed == {13}
+    expected = fake_raw(texts, 3)
+    expected[:, 13] = np.nan
+    np.testing.assert_array_equal(scores.raw, expected)
+    assert sum(any(99 in text for text in some) for some in engine.passes) == 2 + 5  # together, alone, 16, 8, 4, 2, 1
+    assert queue.scheduler._waiting_tokens == 0
+
+
+async def test_where_every_text_ends_its_engine_the_engines_are_at_fault() -> None:
+    engine = Fragile(20)
+    queue = Queue(engine, token_budget=10_000)
+    async with queue.running():
+        with pytest.raises(EngineLost):
+            await queue.submit("v", *([20, 30 + n] for n in range(64)))
+    assert len(engine.passes) < 20
+    assert queue.scheduler._waiting_tokens == 0
 
 
 async def test_an_engine_that_is_not_ready_gets_nothing_and_the_others_go_on() -> None:
@@ -525,8 +569,8 @@ async def test_scores_of_another_number_of_sequences_are_no_scores() -> None:
 
     queue = Queue(ShortEngine())
     async with queue.running():
-        with pytest.raises(InternalError, match="shape"):
-            await queue.submit("v", [1], [2])
+        scores = await queue.submit("v", [1], [2])
+    assert scores.failed == {0, 1}
 
 
 async def test_shared_work_is_divided_without_losing_a_token() -> None:

@@ -2,7 +2,8 @@
 
     queries  --reward_func-->  {"rewards", "scores", "extra_logs"} as tensors
 
-OpenRLHF hands no options to such a file, so they are read from the environment: QUORUM_URL, and where set QUORUM_MODE,
+OpenRLHF hands no options to such a file, so they are read from the environment, which under
+Ray is that of its workers: QUORUM_URL, and where set QUORUM_MODE,
 QUORUM_BETA, QUORUM_ENSEMBLE and QUORUM_API_KEY. The server's /get_reward needs no file; what this one adds is the
 client's patience with a server that restarts. Tested with OpenRLHF 0.11. Knows nothing of training.
 """
@@ -26,25 +27,25 @@ def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Sequence
 
     Args:
         queries: prompt and response as the policy's tokenizer wrote them, special tokens and all.
-        prompts: not used: the queries hold them.
+        prompts: what each query begins with: it is cut first where the query is too long.
         labels: not used.
 
     Returns:
-        `rewards` by the mode, `scores` those in 0..1 for dynamic filtering, `extra_logs` with mean and, where there
-        are members enough, std; float32 tensors of the queries' number.
+        `rewards` by the mode, `scores` those in 0..1 for dynamic filtering, `extra_logs` with mean, text_truncated
+        (0 or 1) and, where there are members enough, std; float32 tensors of the queries' number.
 
     Raises:
         QuorumError: any of them cannot be had.
     """
     import torch
 
-    answer = _client().score(
-        [{"text": query} for query in queries], mode=_mode(), beta=_beta(), ensemble=os.environ.get("QUORUM_ENSEMBLE")
-    )
+    items = [{"text": query, "prompt": prompt} for query, prompt in zip(queries, prompts, strict=True)]
+    answer = _client().score(items, mode=_mode(), beta=_beta(), ensemble=os.environ.get("QUORUM_ENSEMBLE"))
     rewards = scores_of(answer.results)
     logs = {
         "mean": [result.mean for result in answer.results if result.mean is not None],
         "std": [result.std for result in answer.results if result.std is not None],
+        "text_truncated": [float(result.truncated) for result in answer.results],
     }
     return {
         "rewards": torch.tensor(rewards),

@@ -25,8 +25,8 @@ class RemoteReward:
 
         trainer = GRPOTrainer(..., reward_funcs=RemoteReward("http://127.0.0.1:8000", mode="lcb"))
 
-    Messages are put into the ensemble's own chat template. Plain strings are joined and taken as they are, special
-    tokens and all, as TRL does for reward models in its own process.
+    Messages are put into the ensemble's own chat template. Plain strings are joined, special tokens and all, as TRL
+    does for reward models in its own process; unlike there, BOS and EOS stand exactly once, whoever writes them.
 
     Args:
         url: the server's address.
@@ -35,11 +35,10 @@ class RemoteReward:
         ensemble: name or name@version; the only one loaded if None.
         normalize: apply each member's calibration.
         center: "group" subtracts each member's mean over the completions of one prompt in the call.
+        name: under which it is logged; two in one trainer need two names.
         api_key: sent as a bearer token.
         deadline_s: how long to wait for the rewards of a call, the server's restarts and overload included.
     """
-
-    __name__ = "quorum"  # under which TRL logs it
 
     def __init__(
         self,
@@ -50,9 +49,11 @@ class RemoteReward:
         ensemble: str | None = None,
         normalize: bool = True,
         center: Literal["none", "group"] = "none",
+        name: str = "quorum",
         api_key: str | None = None,
         deadline_s: float = DEADLINE_S,
     ) -> None:
+        self.__name__ = name  # TRL reads it
         self._url = url
         self._mode = mode
         self._beta = beta
@@ -76,8 +77,7 @@ class RemoteReward:
         Raises:
             QuorumError: any of them cannot be had.
         """
-        is_grouped = self._center == "group"
-        items = [_item(prompt, text, is_grouped) for prompt, text in zip(prompts, completions, strict=True)]
+        items = [_item(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
         # A client a call: a call is a whole batch, and TRL's event loop is not ours to keep connections in.
         async with AsyncClient(
             self._url, api_key=self._api_key, deadline_s=self._deadline_s, max_retries=MAX_RETRIES
@@ -93,9 +93,9 @@ class RemoteReward:
         rewards = scores_of(answer.results)
         for name, values in _columns_of(answer.results).items():
             if log_extra is not None:
-                log_extra(f"quorum_{name}", values)
+                log_extra(f"{self.__name__}_{name}", values)
             if log_metric is not None:
-                log_metric(f"quorum/{name}", sum(values) / len(values))
+                log_metric(f"{self.__name__}/{name}", sum(values) / len(values))
         return rewards
 
 
@@ -109,14 +109,20 @@ def _columns_of(results: Sequence[ScoreResult]) -> dict[str, list[float]]:
     return {name: values for name, values in columns.items() if values}
 
 
-def _item(prompt: str | Messages, completion: str | Messages, is_grouped: bool) -> dict[str, object]:
+def _item(prompt: str | Messages, completion: str | Messages) -> dict[str, object]:
     if isinstance(prompt, str) and isinstance(completion, str):
-        text = {"text": prompt + completion}
-        return {**text, "group": prompt} if is_grouped else dict(text)
+        if not completion.strip():
+            raise InvalidRequest("a completion is empty or blank: it has no reward")
+        return {"text": prompt + completion, "prompt": prompt}
     if isinstance(prompt, str) or isinstance(completion, str):
         raise InvalidRequest("prompt and completion must both be text or both be messages")
     # Columns that hold messages have every field of any message in each of them, None where it has none.
     turns = [{name: value for name, value in turn.items() if value is not None} for turn in (*prompt, *completion)]
     if not completion or turns[-1].get("role") != "assistant":
         raise InvalidRequest("a completion must end with the assistant's message")
+    unknown = sorted(set(turns[-1]) - {"role", "content"})
+    if unknown:
+        raise InvalidRequest(
+            f"a completion's last message has {', '.join(unknown)}: its reward would be of less than it"
+        )
     return {"prompt": turns[:-1], "response": turns[-1].get("content")}

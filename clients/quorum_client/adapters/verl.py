@@ -22,6 +22,8 @@ from quorum_client.results import scores_of
 
 _Address = tuple[str, str | None, float]
 
+_OPTIONS = frozenset({"url", "mode", "beta", "ensemble", "api_key", "deadline_s"})
+
 # Connections belong to an event loop; verl's workers have one each, for as long as they live.
 _clients: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[_Address, AsyncClient]] = WeakKeyDictionary()
 
@@ -38,7 +40,8 @@ async def compute_score(
     ensemble: str | None = None,
     api_key: str | None = None,
     deadline_s: float = DEADLINE_S,
-    **_router: Any,
+    reward_router_address: str | None = None,
+    reward_model_tokenizer: Any = None,
 ) -> dict[str, float]:
     """The reward of one response. What is keyword-only comes from `reward.custom_reward_function.reward_kwargs`.
 
@@ -53,6 +56,8 @@ async def compute_score(
         ensemble: name or name@version; the only one loaded if None.
         api_key: sent as a bearer token.
         deadline_s: how long to wait, the server's restarts and overload included.
+        reward_router_address: not used; verl hands it on where it serves a reward model itself.
+        reward_model_tokenizer: likewise.
 
     Returns:
         `score`, and for the log `mean`, `std` (not where the ensemble has one member) and `truncated`.
@@ -98,7 +103,7 @@ class QuorumRewardManager:
         reward_model_tokenizer: not used.
 
     Raises:
-        InvalidRequest: there is no `url`.
+        InvalidRequest: there is no `url`, or an option that there is not.
     """
 
     def __init__(
@@ -113,6 +118,11 @@ class QuorumRewardManager:
         self._options: dict[str, Any] = dict(config.reward.get("reward_kwargs") or {})
         if "url" not in self._options:
             raise InvalidRequest("reward.reward_kwargs.url is not set: the address of the Quorum server")
+        unknown = sorted(set(self._options) - _OPTIONS)
+        if unknown:
+            raise InvalidRequest(
+                f"reward.reward_kwargs has no {', '.join(unknown)}; it has {', '.join(sorted(_OPTIONS))}"
+            )
 
     @classmethod
     def assemble_rm_scores(cls, data: Any, scores: list[float]) -> Any:

@@ -130,7 +130,8 @@ def _require_any(errors: Sequence[ItemError | None], raw: RawScores) -> None:
     Raises:
         InvalidRequest, InternalError: see there.
     """
-    if all(errors) and not np.isfinite(raw).all():
+    is_failed = any(error is not None and error.code == "scoring_failed" for error in errors)
+    if all(errors) and not is_failed and not np.isfinite(raw).all():
         raise InternalError("no item has a score: the ensemble's raw scores are not finite numbers")
     require_any(errors)
 

@@ -26,7 +26,7 @@ def _get_runtime(request: Request) -> Runtime:
 RuntimeDep = Annotated[Runtime, Depends(_get_runtime)]
 
 
-def _get_service(runtime: RuntimeDep) -> ScoringService:
+def get_service(runtime: RuntimeDep) -> ScoringService:
     """The service, where an engine is there to answer.
 
     Raises:
@@ -81,7 +81,7 @@ def _get_roots(request: Request) -> tuple[Path, ...]:
 
 
 RootsDep = Annotated[tuple[Path, ...], Depends(_get_roots)]
-ServiceDep = Annotated[ScoringService, Depends(_get_service)]
+ServiceDep = Annotated[ScoringService, Depends(get_service)]
 RegistryDep = Annotated[Registry, Depends(_get_registry)]
 ReconcilerDep = Annotated[Reconciler, Depends(_get_reconciler)]
 OpenReconcilerDep = Annotated[Reconciler, Depends(_get_open_reconciler)]

@@ -65,6 +65,6 @@ def usage_of(answer: ScoreResponse) -> TokenUsage:
     return TokenUsage(prompt_tokens=answer.usage.prompt_tokens, total_tokens=answer.usage.prompt_tokens)
 
 
-def encode_vector(score: float, encoding: EncodingFormat) -> list[float] | str:
-    """A score as a vector of one number, in the encoding that was asked for."""
+def encode_vector(score: float, encoding: EncodingFormat | None) -> list[float] | str:
+    """A score as a vector of one number, in the encoding that was asked for; numbers if None."""
     return as_base64(score) if encoding == "base64" else [score]

@@ -2,39 +2,41 @@
 
     {"query", "prompts", "labels"}  -->  {"rewards", "scores", "extra_logs"}
 
-`query` is prompt and response as its tokenizer wrote them, special tokens and all; nothing is added. Its clients ask
-five times, one second apart, and then go on without a reward, so that a full queue is waited for here.
-Matches OpenRLHF 0.8 to 0.11 (openrlhf/utils/agent.py, openrlhf/cli/serve_rm.py).
+`query` is prompt and response as its tokenizer wrote them, special tokens and all. Its clients ask five times, one
+second apart, and then go on without a reward, so that a full queue and an engine that restarts are waited for here.
+Matches OpenRLHF since 27 August 2025 (#1118), 0.8 to 0.11 (openrlhf/utils/agent.py, openrlhf/cli/serve_rm.py).
 """
 
 from __future__ import annotations
 
-import asyncio
-import random
 from collections.abc import Sequence
 from typing import Annotated
 
 import numpy as np
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field, model_validator
 
-from quorum_client.errors import Overloaded
 from quorum_client.modes import aggregate
 from quorum_client.types import ScoreItem, ScoreResponse
 from quorum_server.body import JsonRoute
 from quorum_server.deadline import keep_deadline
 from quorum_server.errors import ERROR_RESPONSES
-from quorum_server.routes.dependencies import CallDep, ServiceDep
+from quorum_server.patience import Patience
+from quorum_server.routes.dependencies import CallDep, RuntimeDep, get_service
 from quorum_server.routes.translation import ForeignBody, RewardQuery, Scored, Scoring, activate
 
-router = APIRouter(route_class=JsonRoute, tags=["openrlhf"], responses=ERROR_RESPONSES)
 
-_PATIENCE_S = 150.0
-"""The client's own patience is 180 s an attempt."""
+class PatientRoute(JsonRoute):
+    """A route that waits. The client's own patience is 180 s an attempt."""
+
+    patience_s = 150.0
+
+
+router = APIRouter(route_class=PatientRoute, tags=["openrlhf"], responses=ERROR_RESPONSES)
 
 
 class GetRewardRequest(ForeignBody):
-    """prompts: of each query, equal for samples of one prompt. Labels are not used. All lists may be empty."""
+    """prompts: what each query begins with; see `ScoreItem`. Labels are not used. All lists may be empty."""
 
     query: Annotated[list[str], Field(fail_fast=True)]
     prompts: Annotated[list[str], Field(fail_fast=True)] | None = None
@@ -63,8 +65,9 @@ class GetRewardResponse(BaseModel):
 @router.post("/get_reward", response_model_exclude_none=True)
 @router.post("/openrlhf/get_reward", response_model_exclude_none=True)
 async def get_reward(
+    request: Request,
     body: GetRewardRequest,
-    service: ServiceDep,
+    runtime: RuntimeDep,
     call: CallDep,
     query: Annotated[GetRewardQuery, Query()],
     response: Response,
@@ -72,36 +75,32 @@ async def get_reward(
     """Rewards of templated texts, for OpenRLHF's `--reward.remote_url` (`--remote_rm_url` before 0.10.4)."""
     if not body.query:  # sent to all servers but the first, where there are several
         return GetRewardResponse(rewards=[], scores=[])
-    groups: Sequence[str | None] = body.prompts or [None] * len(body.query)
-    items = [ScoreItem(text=text, group=group) for text, group in zip(body.query, groups, strict=True)]
+    prompts: Sequence[str | None] = body.prompts or [None] * len(body.query)
+    items = [ScoreItem(text=text, prompt=prompt) for text, prompt in zip(body.query, prompts, strict=True)]
+
+    async def score() -> Scored:
+        return await Scoring(get_service(runtime), runtime.registry, call, query, response).score(items)
+
+    patience = Patience(runtime, request.state.arrived_s + PatientRoute.patience_s)
     async with keep_deadline(call.deadline_s):
-        scored = await _score_when_there_is_room(Scoring(service, call, query, response), items)
+        scored = await patience.wait_for(score)
     logs = _extra_logs(scored.answer) if query.extra_logs else None
     return GetRewardResponse(rewards=scored.scores, scores=activate(scored.scores, is_raw=False), extra_logs=logs)
 
 
-async def _score_when_there_is_room(scoring: Scoring, items: Sequence[ScoreItem]) -> Scored:
-    loop = asyncio.get_running_loop()
-    give_up_s = loop.time() + _PATIENCE_S
-    while True:
-        try:
-            return await scoring.score(items)
-        except Overloaded as error:
-            # Spread out, or all that wait would come back at once.
-            pause_s = (error.retry_after_s or 1.0) * random.uniform(0.5, 1.0)  # noqa: S311
-            if loop.time() + pause_s > give_up_s:
-                raise
-        await asyncio.sleep(pause_s)
-
-
 def _extra_logs(answer: ScoreResponse) -> dict[str, list[float]]:
-    """mean, and std and lcb where there are members enough; lcb at the answer's beta if that is its mode, else at 1."""
+    """The mean and text_truncated (0 or 1), and std and lcb where there are members enough.
+
+    lcb is at the answer's beta if that is its mode, else at 1.
+    """
     logs = {
         "mean": [result.mean for result in answer.results if result.mean is not None],
-        "std": [result.std for result in answer.results if result.std is not None],
+        "text_truncated": [float(result.truncated) for result in answer.results],
     }
-    if not logs["std"]:
-        return {"mean": logs["mean"]}
+    spread = [result.std for result in answer.results if result.std is not None]
+    if not spread:
+        return logs
+    logs["std"] = spread
     members = np.array([result.members for result in answer.results]).T
     logs["lcb"] = aggregate(members, "lcb", answer.beta if answer.mode == "lcb" else None).tolist()
     return logs

@@ -8,7 +8,7 @@ Matches SGLang as of 2026-08 (python/sglang/srt/entrypoints); see tests/contract
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field, model_validator
@@ -67,7 +67,8 @@ class ClassifyRequest(ForeignBody):
         """What is to be scored. Raises: InvalidRequest: nothing, or a dialogue without a response."""
         if self.conv is None:
             return text_items(self.input_ids or [] if self.text is None else self.text)
-        return [chat_item(one) for one in self.conv] if self.is_list else [chat_item(self.conv)]  # type: ignore[arg-type]
+        chats: list[Any] = self.conv if self.is_list else [self.conv]
+        return [chat_item(chat, " ") for chat in chats]
 
 
 class MetaInfo(BaseModel):
@@ -90,7 +91,7 @@ class EmbeddingsRequest(ForeignBody):
 
     input: TextsOrIds
     model: str | None = None
-    encoding_format: EncodingFormat = "float"
+    encoding_format: EncodingFormat | None = None
 
 
 class Embedding(BaseModel):

@@ -110,19 +110,19 @@ _Sequence = Annotated[list[str], Field(min_length=1, max_length=2)]
 
 
 class _TeiBody(ForeignBody):
-    """truncate: false refuses an over-long text; left out, the ensemble decides."""
+    """truncate: false refuses an over-long text; left out, the ensemble decides whether it is cut."""
 
     raw_scores: bool = False
     truncate: bool | None = None
-    truncation_direction: Literal["Left", "Right"] = "Right"
+    truncation_direction: Literal["Left", "Right", "left", "right"] | None = None
 
-    def cut(self) -> Truncate | None:
-        """Which end is cut."""
-        if self.truncate is None:
-            return None
-        if not self.truncate:
+    def cut(self, default: Truncate) -> Truncate:
+        """Which end is cut. default: the ensemble's."""
+        if self.truncate is False:
             return "error"
-        return "left" if self.truncation_direction == "Left" else "right"
+        if self.truncate is None and (default == "error" or self.truncation_direction is None):
+            return default
+        return "left" if self.truncation_direction in ("Left", "left") else "right"
 
 
 class PredictRequest(_TeiBody):
@@ -204,7 +204,7 @@ class Info(BaseModel):
 @router.post("/predict")
 async def predict(body: PredictRequest, scoring: ScoringDep) -> list[Prediction] | list[list[Prediction]]:
     """Scores of templated texts and of [prompt, response] pairs."""
-    scored = await scoring.score(body.items(), truncate=body.cut())
+    scored = await scoring.score(body.items(), truncate=body.cut(scoring.manifest().truncation))
     predictions = [[Prediction(score=score)] for score in activate(scored.scores, body.raw_scores)]
     return predictions if body.is_batch else predictions[0]
 
@@ -213,7 +213,7 @@ async def predict(body: PredictRequest, scoring: ScoringDep) -> list[Prediction]
 async def rerank(body: RerankRequest, scoring: ScoringDep) -> list[Rank]:
     """Order texts as responses to the query, the best first: Best-of-N."""
     items = [ScoreItem(prompt=body.query, response=text) for text in body.texts]
-    scored = await scoring.score(items, truncate=body.cut())
+    scored = await scoring.score(items, truncate=body.cut(scoring.manifest().truncation))
     shown = activate(scored.scores, body.raw_scores)
     return [
         Rank(index=index, text=body.texts[index] if body.return_text else None, score=shown[index])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import Depends, Query, Request, Response
@@ -21,12 +21,17 @@ from quorum_client.errors import InvalidRequest, Overloaded
 from quorum_client.modes import Mode
 from quorum_client.results import scores_of, sigmoid
 from quorum_client.types import Center, Message, Role, ScoreItem, ScoreRequest, ScoreResponse, Truncate
+from quorum_model.bundle.manifest import Manifest
 from quorum_server.body import JsonRoute
-from quorum_server.routes.dependencies import CallDep, ServiceDep
+from quorum_server.registry import Registry
+from quorum_server.routes.dependencies import CallDep, RegistryDep, ServiceDep
 from quorum_server.service import Call, ScoringService
 
 ENSEMBLE_HEADER = "x-quorum-ensemble"
 """Answers name the version that gave them here: the protocols have no field for it."""
+
+MODE_HEADER, BETA_HEADER = "x-quorum-mode", "x-quorum-beta"
+"""And how members became the reward; no beta where the mode takes none, whatever was asked for."""
 
 LABEL = "LABEL_0"
 """What Transformers, and so each of these systems, calls the one output of a reward model without names."""
@@ -67,12 +72,20 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
-    """The one scoring call, for one foreign request. response: gets the header that names the version."""
+    """The one scoring call, for one foreign request. response: gets the headers that say what gave the answer."""
 
     service: ScoringService
+    registry: Registry
     call: Call
     query: RewardQuery
     response: Response
+
+    def manifest(self, model: str | None = None) -> Manifest:
+        """Of the ensemble that scores. model: see `score`. Raises: EnsembleNotFound: there is none."""
+        return self.registry.get(self._name(model)).manifest
+
+    def _name(self, model: str | None) -> str | None:
+        return self.query.ensemble or (model if model and "/" not in model else None)
 
     async def score(
         self, items: Sequence[ScoreItem], *, model: str | None = None, truncate: Truncate | None = None
@@ -89,10 +102,9 @@ class Scoring:
             InvalidRequest: an item has no score, and which.
             QuorumError: as the service's.
         """
-        named = model if model and "/" not in model else None
         request = ScoreRequest(
             inputs=list(items),
-            ensemble=self.query.ensemble or named,
+            ensemble=self._name(model),
             mode=self.query.mode,
             beta=self.query.beta,
             normalize=self.query.normalize,
@@ -101,14 +113,22 @@ class Scoring:
         )
         answer = await self.service.score(request, self.call)
         scores = scores_of(answer.results)
-        self.response.headers[ENSEMBLE_HEADER] = f"{answer.ensemble.name}@{answer.ensemble.version}"
+        headers = self.response.headers
+        headers[ENSEMBLE_HEADER] = f"{answer.ensemble.name}@{answer.ensemble.version}"
+        headers[MODE_HEADER] = answer.mode
+        if answer.beta is not None:
+            headers[BETA_HEADER] = repr(answer.beta)
         return Scored(answer, scores)
 
 
 def _get_scoring(
-    service: ServiceDep, call: CallDep, query: Annotated[RewardQuery, Query()], response: Response
+    service: ServiceDep,
+    registry: RegistryDep,
+    call: CallDep,
+    query: Annotated[RewardQuery, Query()],
+    response: Response,
 ) -> Scoring:
-    return Scoring(service, call, query, response)
+    return Scoring(service, registry, call, query, response)
 
 
 ScoringDep = Annotated[Scoring, Depends(_get_scoring)]
@@ -134,34 +154,58 @@ class UnavailableRoute(JsonRoute):
         return answer
 
 
+_Empty = Annotated[list[Any], Field(max_length=0)] | None
+
+
 class TextPart(ForeignBody):
     """A part of a message in OpenAI's form; text only."""
 
     text: str
 
 
+Parts = Annotated[list[str | TextPart], Field(fail_fast=True)]
+
+
+def join_parts(content: str | Sequence[str | TextPart], separator: str) -> str:
+    """Text in one piece."""
+    if isinstance(content, str):
+        return content
+    return separator.join(part if isinstance(part, str) else part.text for part in content)
+
+
 class ChatMessage(ForeignBody):
-    """A message in OpenAI's form; its other fields are ignored."""
+    """A message in OpenAI's form. What would be more of its text, tool calls, is refused; other fields are ignored.
 
-    role: Role
-    content: str | list[TextPart]
+    A developer's turn is the system's, as vLLM has it for templates that do not know the word.
+    """
 
-    def as_message(self) -> Message:
-        """The message with its text in one piece."""
-        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return Message(role=self.role, content=content)
+    role: Role | Literal["developer"]
+    content: str | Parts
+    tool_calls: _Empty = None
+    tools: _Empty = None
+    reasoning: None = None
+    reasoning_content: None = None
+
+    def as_message(self, separator: str) -> Message:
+        """The message with its text in one piece, which was in parts or not."""
+        role: Role = "system" if self.role == "developer" else self.role
+        return Message(role=role, content=join_parts(self.content, separator))
 
 
 Chat = Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
 
 
-def chat_item(chat: Sequence[ChatMessage]) -> ScoreItem:
+def chat_item(chat: Sequence[ChatMessage], separator: str) -> ScoreItem:
     """A dialogue whose last turn is what is scored, in the ensemble's own template.
+
+    Args:
+        chat: the turns.
+        separator: what the protocol puts between the parts of a turn's text.
 
     Raises:
         InvalidRequest: it does not end with a response to something.
     """
-    messages = [message.as_message() for message in chat]
+    messages = [message.as_message(separator) for message in chat]
     if len(messages) < 2 or messages[-1].role != "assistant":
         raise InvalidRequest("a reward is of a response: the messages must end with the assistant's, after a prompt")
     return ScoreItem(prompt=messages[:-1], response=messages[-1].content)

@@ -12,120 +12,36 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Annotated, Literal, TypedDict
+from typing import Literal, TypedDict
 
 from fastapi import APIRouter
-from pydantic import AliasChoices, BaseModel, Field, model_validator
+from pydantic import BaseModel
 
 from quorum_client.errors import InvalidRequest
 from quorum_client.types import ScoreItem, ScoreResponse
 from quorum_server.errors import ERROR_RESPONSES
 from quorum_server.routes.dependencies import RegistryDep
 from quorum_server.routes.openai import (
-    EncodingFormat,
     ServedModels,
     TokenUsage,
     encode_vector,
     list_served,
     usage_of,
 )
-from quorum_server.routes.translation import (
-    LABEL,
-    Chat,
-    ForeignBody,
-    Scored,
-    Scoring,
-    ScoringDep,
-    Texts,
-    TextsOrIds,
-    UnavailableRoute,
-    activate,
-    chat_item,
-    descending,
-    text_items,
+from quorum_server.routes.translation import LABEL, Scored, Scoring, ScoringDep, UnavailableRoute, activate, descending
+from quorum_server.routes.vllm_bodies import (
+    ClassifyRequest,
+    Document,
+    PairsRequest,
+    PoolingBody,
+    PoolingRequest,
+    RerankRequest,
 )
 
 _ERRORS = {status: response for status, response in ERROR_RESPONSES.items() if status != 429}
 
 router = APIRouter(prefix="/vllm", route_class=UnavailableRoute, tags=["vllm"], responses=_ERRORS)
 listing = APIRouter(prefix="/vllm", tags=["vllm"])
-
-
-class _PoolingBody(ForeignBody):
-    """What all these bodies share. truncate_prompt_tokens: -1 is the ensemble's own length, the only one there is."""
-
-    model: str | None = None
-    use_activation: bool | None = None
-    activation: bool | None = None
-    truncate_prompt_tokens: Literal[-1] | None = None
-    truncation_side: Literal["left", "right"] | None = None
-
-    @property
-    def is_raw(self) -> bool:
-        """Whether scores are asked for as they are."""
-        chosen = self.activation if self.use_activation is None else self.use_activation
-        return chosen is False
-
-
-class ClassifyRequest(_PoolingBody):
-    """input: templated texts or token ids; or messages, which end with the response."""
-
-    input: TextsOrIds | None = None
-    messages: Chat | None = None
-
-    @model_validator(mode="after")
-    def _check_shape(self) -> ClassifyRequest:
-        if (self.input is None) == (self.messages is None):
-            raise ValueError("give either input or messages")
-        return self
-
-    def items(self) -> list[ScoreItem]:
-        """What is to be scored. Raises: InvalidRequest: nothing, or messages without a response."""
-        return [chat_item(self.messages)] if self.messages is not None else text_items(self.input or [])
-
-
-class PoolingRequest(ClassifyRequest):
-    """task: a reward model has one number for a text, and none for its tokens."""
-
-    task: Literal["classify"] | None = None
-    encoding_format: EncodingFormat = "float"
-    embed_dtype: Literal["float32"] = "float32"
-    endianness: Literal["native", "little"] = "native"
-
-
-class PairsRequest(_PoolingBody):
-    """Prompts and responses, under any of the names that vLLM knows: one prompt for all, or one for each response."""
-
-    queries: Texts = Field(validation_alias=AliasChoices("queries", "text_1", "data_1"))
-    documents: Texts = Field(validation_alias=AliasChoices("documents", "items", "text_2", "data_2"))
-
-    def items(self) -> list[ScoreItem]:
-        """The pairs. Raises: InvalidRequest: none, or numbers of prompts and responses that do not go together."""
-        prompts = [self.queries] if isinstance(self.queries, str) else self.queries
-        responses = [self.documents] if isinstance(self.documents, str) else self.documents
-        if not responses or len(prompts) not in (1, len(responses)):
-            raise InvalidRequest("give one prompt for all responses, or as many prompts as responses; at least one")
-        prompts = prompts if len(prompts) == len(responses) else list(prompts) * len(responses)
-        return [ScoreItem(prompt=prompt, response=text) for prompt, text in zip(prompts, responses, strict=True)]
-
-
-class Document(ForeignBody):
-    """A document in Cohere's form; text only."""
-
-    text: str
-    multi_modal: None = None
-
-
-class RerankRequest(_PoolingBody):
-    """Candidates of one prompt. top_n: how many of the best to answer with; 0 for all."""
-
-    query: str
-    documents: Annotated[list[str | Document], Field(min_length=1, fail_fast=True)]
-    top_n: int = Field(0, ge=0)
-
-    def texts(self) -> list[str]:
-        """The candidates."""
-        return [one if isinstance(one, str) else one.text for one in self.documents]
 
 
 class _Answer(BaseModel):
@@ -237,12 +153,12 @@ async def score_pairs(body: PairsRequest, scoring: ScoringDep) -> PairsResponse:
 @router.post("/v2/rerank")
 async def rerank(body: RerankRequest, scoring: ScoringDep) -> RerankResponse:
     """Order documents as responses to the query: Best-of-N."""
-    texts = body.texts()
-    scored = await _score(scoring, body, [ScoreItem(prompt=body.query, response=text) for text in texts])
+    items = body.items()
+    scored = await _score(scoring, body, items)
     shown = activate(scored.scores, body.is_raw)
     order = descending(scored.scores)  # not of what is shown: the logistic function makes large ones equal
     results = [
-        Reranked(index=index, document=Document(text=texts[index]), relevance_score=shown[index])
+        Reranked(index=index, document=Document(text=items[index].response or ""), relevance_score=shown[index])
         for index in order[: body.top_n or None]
     ]
     answer = scored.answer
@@ -261,7 +177,12 @@ async def list_models(registry: RegistryDep) -> ServedModels:
     return list_served(registry)
 
 
-async def _score(scoring: Scoring, body: _PoolingBody, items: Sequence[ScoreItem]) -> Scored:
+async def _score(scoring: Scoring, body: PoolingBody, items: Sequence[ScoreItem]) -> Scored:
+    max_length = scoring.manifest(body.model).max_length
+    if 0 <= (max_length if body.truncate_prompt_tokens is None else body.truncate_prompt_tokens) < max_length:
+        raise InvalidRequest(
+            f"truncate_prompt_tokens: the ensemble's length is {max_length}; a shorter one there is not"
+        )
     return await scoring.score(items, model=body.model, truncate=body.truncation_side)
 
 

@@ -34,7 +34,7 @@ async def test_plain_text_is_joined_and_taken_as_it_is(fake: FakeServer) -> None
     rewards = await reward(["ab", "abc"], ["x", "yz"], completion_ids=[[1], [2]], label=[1, 2], trainer_state=None)
     assert rewards == [4.0, 6.0]  # the fake server: length + 1
     (body,) = fake.bodies
-    assert body["inputs"] == [{"text": "abx"}, {"text": "abcyz"}]
+    assert body["inputs"] == [{"text": "abx", "prompt": "ab"}, {"text": "abcyz", "prompt": "abc"}]
     assert {name: body[name] for name in ("mode", "beta", "ensemble", "center", "normalize")} == {
         "mode": "lcb", "beta": 2.0, "ensemble": "e", "center": "none", "normalize": True,
     }  # fmt: skip
@@ -52,7 +52,7 @@ async def test_messages_are_left_to_the_ensembles_template(fake: FakeServer) -> 
 
 async def test_groups(fake: FakeServer) -> None:
     await RemoteReward("http://q", center="group")(["a", "a"], ["x", "y"])
-    assert fake.bodies[0]["inputs"] == [{"text": "ax", "group": "a"}, {"text": "ay", "group": "a"}]
+    assert fake.bodies[0]["inputs"] == [{"text": "ax", "prompt": "a"}, {"text": "ay", "prompt": "a"}]
     assert fake.bodies[0]["center"] == "group"
     await RemoteReward("http://q", center="group")([[USER]] * 2, [[ASSISTANT]] * 2)
     assert fake.bodies[1]["inputs"] == [{"prompt": [USER], "response": "Hello"}] * 2
@@ -67,6 +67,19 @@ async def test_what_is_logged(fake: FakeServer) -> None:
     await RemoteReward("http://q")(["a", "b"], ["x", "yy"], log_extra=log.extra, log_metric=log.metric)
     assert log.columns == {"quorum_mean": [3.0, 4.0], "quorum_std": [1.0, 1.0], "quorum_truncated": [1.0, 0.0]}
     assert log.metrics == {"quorum/mean": [3.5], "quorum/std": [1.0], "quorum/truncated": [0.5]}
+
+
+async def test_two_rewards_of_one_trainer_are_logged_under_their_names(fake: FakeServer) -> None:
+    log = Log()
+    for name in ("quorum", "safety"):
+        reward = RemoteReward("http://q", name=name)
+        assert reward.__name__ == name
+        await reward(["a"], ["x"], log_extra=log.extra, log_metric=log.metric)
+    assert {len(values) for values in log.metrics.values()} == {1}
+    assert {name for name in log.columns if name.startswith("safety_")} == {
+        "safety_mean", "safety_std", "safety_truncated",
+    }  # fmt: skip
+    assert log.metrics["safety/mean"] == log.metrics["quorum/mean"] == [3.0]
 
 
 async def test_one_member_logs_no_std(fake: FakeServer) -> None:
@@ -101,7 +114,15 @@ async def test_a_server_that_is_away_is_raised_after_the_deadline(fake: FakeServ
 
 @pytest.mark.parametrize(
     ("prompt", "completion"),
-    [("a", [ASSISTANT]), ([USER], "x"), ([USER], []), ([USER], [USER]), ([USER], [{"role": "assistant"}])],
+    [
+        ("a", ""),
+        ("a", " \n"),
+        ("a", [ASSISTANT]),
+        ([USER], "x"),
+        ([USER], []),
+        ([USER], [USER]),
+        ([USER], [{"role": "assistant"}]),
+    ],
 )
 async def test_shapes_that_have_no_reward(fake: FakeServer, prompt: Any, completion: Any) -> None:
     with pytest.raises(InvalidRequest):
@@ -114,8 +135,14 @@ async def test_fields_that_are_none_are_left_out(fake: FakeServer) -> None:
     padded = [{**turn, "tool_calls": None} for turn in (USER, ASSISTANT)]
     await RemoteReward("http://q")([padded[:1]], [padded[1:]])
     assert fake.bodies[0]["inputs"] == [{"prompt": [USER], "response": "Hello"}]
-    with pytest.raises(InvalidRequest):  # not ignored: the reward would be of another text
-        await RemoteReward("http://q")([[{**USER, "tool_calls": [1]}]], [[ASSISTANT]])
+    for prompt, completion in (  # not ignored: the reward would be of another text
+        ([{**USER, "tool_calls": [1]}], [ASSISTANT]),
+        ([USER], [{**ASSISTANT, "tool_calls": [1]}]),
+        ([USER], [{**ASSISTANT, "tool_calls": [1]}, {"role": "tool", "content": "4", "name": "add"}, ASSISTANT]),
+    ):
+        with pytest.raises(InvalidRequest):
+            await RemoteReward("http://q")([prompt], [completion])
+    assert len(fake.bodies) == 1
 
 
 def test_trl_can_tell_what_it_is() -> None:

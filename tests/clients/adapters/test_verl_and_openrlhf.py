@@ -88,17 +88,66 @@ def test_verls_manager_needs_an_address() -> None:
         verl.QuorumRewardManager(SimpleNamespace(reward={}), None)
 
 
+async def test_verl_refuses_misspelt_options(fake: FakeServer) -> None:
+    with pytest.raises(TypeError, match="moed"):
+        await verl_score(moed="lcb")
+    kwargs = {"url": "http://q", "moed": "lcb"}
+    with pytest.raises(InvalidRequest, match="has no moed; it has api_key, beta"):
+        verl.QuorumRewardManager(SimpleNamespace(reward={"reward_kwargs": kwargs}), None)
+
+
+class Tokenizer:
+    def decode(self, ids: Any, *, skip_special_tokens: bool) -> str:
+        assert skip_special_tokens
+        return "".join(map(chr, ids))
+
+
+async def test_verls_manager_sends_the_prompt_and_the_valid_part_of_the_response(fake: FakeServer) -> None:
+    """Of a sample of several sequences, the last."""
+    options = {"url": "http://q", "mode": "lcb", "beta": 0.5, "ensemble": "e", "deadline_s": 5.0}
+    manager = verl.QuorumRewardManager(
+        SimpleNamespace(reward={"reward_kwargs": options}), Tokenizer(), None, "router", None
+    )
+    sample = SimpleNamespace(
+        batch={
+            "responses": np.array([72, 101, 121, 0, 0]),
+            "attention_mask": np.array([0, 1, 1, 1, 1, 1, 0, 0]),
+        },
+        non_tensor_batch={"raw_prompt": np.array(PROMPT, dtype=object)},
+    )
+    answer = await manager.run_single([None, sample])
+    assert fake.bodies[0]["inputs"] == [{"prompt": PROMPT, "response": "Hey"}]
+    assert (fake.bodies[0]["mode"], fake.bodies[0]["beta"], fake.bodies[0]["ensemble"]) == ("lcb", 0.5, "e")
+    assert answer == {
+        "reward_score": 4.0,
+        "reward_extra_info": {"score": 4.0, "mean": 4.0, "std": 1.0, "truncated": 0.0},
+    }
+
+
+@pytest.mark.parametrize("code", ["empty_text", "scoring_failed"])
+async def test_verls_manager_raises(fake: FakeServer, code: str) -> None:
+    def edit(results: list[dict[str, Any]]) -> None:
+        results[0] = {"error": {"code": code, "message": "why"}}
+
+    fake.edit = edit
+    manager = verl.QuorumRewardManager(SimpleNamespace(reward={"reward_kwargs": {"url": "http://q"}}), Tokenizer())
+    batch = {"responses": np.array([72]), "attention_mask": np.array([1, 1])}
+    sample = SimpleNamespace(batch=batch, non_tensor_batch={"raw_prompt": PROMPT})
+    with pytest.raises(InvalidRequest, match="why"):
+        await manager.run_single([sample])
+
+
 def test_openrlhf_answers_with_tensors(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"URL": "http://q", "MODE": "lcb", "BETA": "0.5", "ENSEMBLE": "e", "API_KEY": "k" * 20}.items():
         monkeypatch.setenv(f"QUORUM_{name}", value)
-    answer = openrlhf.reward_func(["<s>ab", "c"], ["<s>a", "c"], ["x", None])
+    answer = openrlhf.reward_func(["<s>ab", "c"], ["<s>a", ""], ["x", None])
     assert answer["rewards"].tolist() == [6.0, 2.0]
     assert answer["scores"].tolist() == pytest.approx([sigmoid(6.0), sigmoid(2.0)])  # float32
     assert {name: values.tolist() for name, values in answer["extra_logs"].items()} == {
-        "mean": [6.0, 2.0], "std": [1.0, 1.0],
+        "mean": [6.0, 2.0], "std": [1.0, 1.0], "text_truncated": [0.0, 0.0],
     }  # fmt: skip
     (body,) = fake.bodies
-    assert body["inputs"] == [{"text": "<s>ab"}, {"text": "c"}]
+    assert body["inputs"] == [{"text": "<s>ab", "prompt": "<s>a"}, {"text": "c", "prompt": ""}]
     assert (body["mode"], body["beta"], body["ensemble"]) == ("lcb", 0.5, "e")
     assert fake.keys == ["Bearer " + "k" * 20]
 
