@@ -88,7 +88,7 @@ def test_wrong_arguments_are_named(inputs: Any, options: Any, message: str) -> N
 
 def test_messages_hold_none_of_the_text() -> None:
     with pytest.raises(InvalidRequest) as caught:
-        score_call([{"prompt": "my secret", "text": "my secret"}], "none", {})
+        score_call([{"prompt": "my secret", "response": "my secret", "text": "my secret"}], "none", {})
     assert "secret" not in caught.value.message
 
 

@@ -234,7 +234,9 @@ def _check_center(center: Center, inputs: Sequence[ScoreItem], groups: Sequence[
     if center == "reference" and any(item.prompt is None for item in inputs):
         raise InvalidRequest("center 'reference' needs a prompt and a response in every item, not text or token_ids")
     if center == "group" and any(item.prompt is None and item.group is None for item in inputs):
-        raise InvalidRequest("center 'group' needs a prompt and a response in every item, or a text and its group")
+        raise InvalidRequest(
+            "center 'group' needs a prompt and a response in every item, or a text and its prompt or group"
+        )
     if center == "group" and min(Counter(groups).values()) < 2:
         raise InvalidRequest("center 'group' needs at least 2 responses to every prompt: of one, nothing is left")
     if center == "reference" and any(item.reference is None for item in inputs):
