@@ -9,6 +9,7 @@ import json
 import random
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -64,11 +65,12 @@ def prefix(  # noqa: PLR0913 - the options of a command are its interface
             folder, kind="lora", members=members, rank=rank, layers="all", max_length=max(length, 8)
         )
         bundle = ensemble.write(Path(work) / "ensemble")
-        scorers = {
-            # Without a store: from the second round on it would hold what the first one computed.
-            name: load_member_scorer(bundle, device=str(target), dtype=chosen, share_prefixes=is_shared, store_bytes=0)
-            for name, is_shared in (("sharing_on", True), ("sharing_off", False))
-        }
+        # Without a store: from the second round on it would hold what the first one computed.
+        load = partial(load_member_scorer, bundle, device=str(target), dtype=chosen, store_bytes=0)
+        unshared = load(share_prefixes=False)
+        # At one budget: two trials on a noisy machine may choose two.
+        shared = load(share_prefixes=True, token_budget=unshared.token_budget)
+        scorers = {"sharing_on": shared, "sharing_off": unshared}
     ids = draw_responses(vocab_size, prompt=prompt, responses=responses, response=response)
     result = {
         "bench": "prefix",
