@@ -2,8 +2,10 @@
 
     query (K, H, L, D), key, value (K, H_kv, S, D)  --AttentionRule-->  (K, H, L, D)
 
-SDPA where nothing speaks against it. Scores written out where there is no fused kernel (softcap), and in bf16 on a CPU,
-where three plain products beat it: 1.2 to 2.1 times up to 512 tokens (`docs/benchmarks.md`). Knows nothing of packing.
+SDPA where nothing speaks against it. Scores written out where there is no fused kernel (softcap), and in bf16 on a CPU
+for encoders, where three plain products beat it (ARCHITECTURE.md has the figures). That rounds scores to bf16, which is
+harmless while they are small: of decoders, whose scores may have an offset of hundreds, SDPA keeps them in fp32.
+Knows nothing of packing.
 
 Shapes: `H` heads, `H_kv` key heads, `D` head size, `L` queries, `S` keys.
 """
@@ -17,11 +19,9 @@ from torch import Tensor
 from torch.nn import functional
 
 SCORES_AT_ONCE = 2**20
-"""Written-out scores that are held at a time: 2 MiB in bf16, so that they stay in a core's cache."""
+"""Written-out scores that a CPU holds at a time: 2 MiB in bf16, so that they stay in a core's cache."""
 _FEWEST_SCORES = 2**15
 """Below that, starting three products costs more than they save."""
-_LONGEST_CAUSAL = 1024
-"""Beyond that, what a fused kernel saves by leaving out the half that nobody sees is more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +62,12 @@ class AttentionRule:
         )
 
     def _is_faster_written_out(self, query: Tensor, keys: int) -> bool:
-        if query.dtype != torch.bfloat16 or query.device.type != "cpu" or torch.is_grad_enabled():
+        if query.dtype != torch.bfloat16 or query.device.type != "cpu" or self.is_causal or torch.is_grad_enabled():
             return False
-        scores = query.shape[0] * query.shape[1] * query.shape[2] * keys
-        return scores >= _FEWEST_SCORES and not (self.is_causal and keys > _LONGEST_CAUSAL)
+        members, heads, queries, _ = query.shape
+        of_a_head = queries * keys
+        # A head that does not fit into the cache is left to a kernel that goes over it piece by piece.
+        return of_a_head <= 2 * SCORES_AT_ONCE and members * heads * of_a_head >= _FEWEST_SCORES
 
     def _written_out(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """Scores of as many heads at a time as fit into the cache; (L, S) mask of what is seen."""
@@ -77,7 +79,7 @@ class AttentionRule:
         bias = None
         if mask is not None:
             bias = query.new_zeros(mask.shape).masked_fill_(~mask, float("-inf")).repeat(groups, 1)
-        step = max(1, SCORES_AT_ONCE // (groups * queries * keys))
+        step = max(1, SCORES_AT_ONCE // (groups * queries * keys)) if query.device.type == "cpu" else len(query)
         parts = (torch.split(tensor, step) for tensor in (query, key, value))
         pieces = [torch.bmm(self._scores(q, k, bias).softmax(-1), v) for q, k, v in zip(*parts, strict=True)]
         out = pieces[0] if len(pieces) == 1 else torch.cat(pieces)

@@ -20,6 +20,9 @@ from scipy.special import expit
 from quorum_model.bundle.manifest import ReferenceStats
 from quorum_model.errors import CalibrationFailed
 
+_ROUNDING = 16 * float(np.finfo(np.float32).eps)
+"""Of a raw score, relative: a few last bits of fp32."""
+
 FloatArray = NDArray[np.float64]
 
 MIN_TEMPERATURE = 0.01
@@ -46,15 +49,17 @@ def fit_member_calibration(chosen: Any, rejected: Any) -> tuple[FloatArray, Floa
         (means (K,), scales (K,)).
 
     Raises:
-        CalibrationFailed: no pairs, or a member whose scores are not finite or whose margins are all zero.
+        CalibrationFailed: no pairs, or a member whose scores are not finite or whose margins are all zero, or as good
+            as zero beside the scores: an fp32 product may round equal texts differently by their place in a pass.
     """
     winners, losers = np.asarray(chosen, np.float64), np.asarray(rejected, np.float64)
     if winners.ndim != 2 or winners.shape != losers.shape or winners.shape[1] == 0:
         raise CalibrationFailed(f"calibration needs two arrays (K, P) of pairs, not {winners.shape}, {losers.shape}")
     means = (winners.mean(axis=1) + losers.mean(axis=1)) / 2
     scales = np.sqrt(np.mean((winners - losers) ** 2, axis=1) / 2)
+    noise = _ROUNDING * np.maximum(np.abs(winners), np.abs(losers)).max(axis=1)
     for member, (mean, scale) in enumerate(zip(means, scales, strict=True)):
-        if not (np.isfinite(mean) and np.isfinite(scale) and scale > 0):
+        if not (np.isfinite(mean) and np.isfinite(scale) and scale > noise[member]):
             raise CalibrationFailed(
                 f"member {member} cannot be calibrated: mean {mean:g}, scale {scale:g} on {winners.shape[1]} pairs"
             )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 def cast_weights(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
-    """Move a model and round its weights, and only those.
+    """Move a model in fp32 and round its weights, and only those; once.
 
     Buffers that are computed stay: rounded to bf16, a rotary frequency is off by an angle that grows with the position.
     Norms stay in fp32 where rounding would change them. Their factors touch every activation of every token, always in
@@ -56,7 +56,10 @@ def _keep_norms(model: nn.Module, dtype: torch.dtype, device: torch.device) -> s
 
 def is_norm(module: nn.Module) -> bool:
     """Whether it normalises activations: torch's own, or one of the many that Transformers' models bring along."""
-    return isinstance(module, nn.LayerNorm | nn.RMSNorm) or type(module).__name__.endswith(("RMSNorm", "LayerNorm"))
+    name = type(module).__name__
+    if name == "IntLayerNorm":  # of I-BERT: gives a pair
+        return False
+    return isinstance(module, nn.LayerNorm | nn.RMSNorm) or name.endswith(("RMSNorm", "LayerNorm"))
 
 
 def _survives(parameter: Tensor, dtype: torch.dtype) -> bool:

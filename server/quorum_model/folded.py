@@ -7,7 +7,7 @@ trains. Knows nothing of attention, packing, heads or files.
 
 In bf16 the order matters. What is added to a product that is rounded already is lost where it is below half of the
 product's last bit, and an update often is: always in the same direction, member by member, which is what an ensemble's
-std consists of. So the product is accumulated onto the update, in fp32, and rounded once.
+std consists of. So the product is accumulated onto the update, in fp32, and the bias comes after both.
 
 Shapes: `K` members, `T` packed tokens, `d_in`/`d_out` features, `r` the largest rank of any member (smaller ranks are
 padded with zeros, which is exact).
@@ -70,7 +70,8 @@ class FoldedLinear(nn.Module):
         row = x[:1] if shared else x
         x = row.expand(members, -1, -1)
         adapter_input = x if self.input_dropout is None else self.input_dropout(x, self.members)
-        if not shared and not torch.is_grad_enabled() and is_plain_linear(self.base):
+        is_coarse = x.element_size() < 4  # in fp32 nothing is lost that anybody could see
+        if is_coarse and not shared and not torch.is_grad_enabled() and is_plain_linear(self.base):
             return self._accumulate(x, self._low(adapter_input, x.dtype))
         # Rows that all members share are multiplied once, and so before there is an update.
         y = self.base(row).expand(members, -1, -1)
@@ -81,13 +82,14 @@ class FoldedLinear(nn.Module):
         return (torch.bmm(x, self.a[self.members].to(x.dtype)) * self.scaling[self.members]).to(dtype)
 
     def _accumulate(self, x: Tensor, low: Tensor) -> Tensor:
-        """The base product added to the updates, in one rounding."""
+        """The base product added to the updates before it is rounded."""
         base: Any = self.base
         b = self.b[self.members].to(low.dtype)
-        y = torch.bmm(low, b) if base.bias is None else torch.baddbmm(base.bias, low, b)
+        y = torch.bmm(low, b)
         weight = base.weight.t() if isinstance(base, nn.Linear) else base.weight
         y.view(-1, y.shape[2]).addmm_(x.reshape(-1, x.shape[2]), weight)
-        return y
+        # Last: an update added to a large bias would be lost as in a large product, and the bias is the same for all.
+        return y if base.bias is None else y.add_(base.bias)
 
     def _forward_one(self, x: Tensor, member: int) -> Tensor:
         y: Tensor = self.base(x)

@@ -109,7 +109,8 @@ class MemberScorer:
     def _run(self, row: Row) -> NDArray[np.float32] | None:
         """Raw scores (K, N), or None where memory did not suffice."""
         try:
-            with torch.inference_mode():
+            # Whatever the caller computes in: the model has a dtype of its own.
+            with torch.inference_mode(), torch.autocast(self.device.partition(":")[0], enabled=False):
                 scores: NDArray[np.float32] = self._model([row]).float().cpu().numpy()
         except RuntimeError as error:
             if not is_out_of_memory(error):

@@ -34,6 +34,7 @@ class LastLayer:
         self._layer = layer
         self._pooling: Literal["last", "first"] = pooling
         self._current: tuple[Narrowed, int] | None = None
+        self._ran: set[nn.Module] = set()
         self.narrowed_modules: list[str] = []
         layer.register_forward_pre_hook(self._enter, with_kwargs=True)
 
@@ -70,7 +71,9 @@ class LastLayer:
                 module.register_forward_pre_hook(self._gather, with_kwargs=True),
                 module.register_forward_hook(self._scatter),
             ]
-            if self._is_unchanged(args, kwargs, batch, expected):
+            self._ran.clear()
+            # One that did not run (its weight may be read instead) changed nothing, and proves nothing.
+            if self._is_unchanged(args, kwargs, batch, expected) and module in self._ran:
                 self.narrowed_modules.append(name)
                 continue
             for handle in handles:
@@ -106,10 +109,11 @@ class LastLayer:
         return bool(difference <= torch.finfo(expected.dtype).eps ** 0.5)
 
     def _gather(
-        self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if self._current is None:
             return None
+        self._ran.add(module)
         narrowed, width = self._current
 
         def take(value: Any) -> Any:

@@ -74,7 +74,7 @@ def test_the_log_is_json_and_holds_no_text_and_no_key(bundle: Path) -> None:
     bodies = [
         {"inputs": [{"prompt": SECRET, "response": SECRET}]},
         {"inputs": [{"text": SECRET}] * 2, "mode": "lcb"},
-        {"inputs": [{"text": SECRET, "prompt": SECRET}]},
+        {"inputs": [{"text": SECRET, "prompt": SECRET}]},  # nothing behind its prompt
         {"inputs": SECRET, SECRET: SECRET},
         {"inputs": [{"token_ids": [6, 20]}, {"text": SECRET}]},  # at 6 the fake scorer raises
     ]
@@ -100,7 +100,7 @@ def test_the_log_is_json_and_holds_no_text_and_no_key(bundle: Path) -> None:
     assert [line["request_id"] for line in lines[:5]] == [f"id-{number}" for number in range(5)]
     assert [line["route"] for line in lines] == ["/score"] * 6 + ["", ""]
     assert [line.get("error") for line in lines[2:]] == [
-        "invalid_request", "invalid_request", None, "malformed_json", "not_found", "forbidden",
+        "empty_text", "invalid_request", None, "malformed_json", "not_found", "forbidden",
     ]  # fmt: skip
     assert [line.get("items") for line in lines[:5]] == [1, 2, None, None, 2]
     assert {line.get("version") for line in lines[:2]} == {lines[4]["version"]}

@@ -56,9 +56,10 @@ def written_out(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counted
 
 
-@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(
+    ("causal", "softcap"), [(False, None), (False, 1.5), (True, 1.5)], ids=["encoder", "capped", "causal and capped"]
+)
 @pytest.mark.parametrize("window", [None, 4])
-@pytest.mark.parametrize("softcap", [None, 1.5])
 @pytest.mark.parametrize("queries", [9, 4, 1])
 def test_bf16_on_a_cpu_is_written_out_and_equals_a_loop(
     written_out: list[int], causal: bool, window: int | None, softcap: float | None, queries: int
@@ -89,7 +90,8 @@ def test_scores_are_scaled_before_they_are_rounded(written_out: list[int]) -> No
     [
         (torch.float32, 9, False, False),  # SDPA is as fast
         (torch.bfloat16, 9, False, True),  # scores would be kept for the backward pass
-        (torch.bfloat16, 1025, True, False),  # SDPA leaves out what nobody sees
+        (torch.bfloat16, 9, True, False),  # a decoder's scores may be large
+        (torch.bfloat16, 500, False, False),  # a head does not fit into the cache
     ],
 )
 def test_sdpa_elsewhere(written_out: list[int], dtype: torch.dtype, keys: int, causal: bool, grad: bool) -> None:
@@ -101,7 +103,18 @@ def test_sdpa_elsewhere(written_out: list[int], dtype: torch.dtype, keys: int, c
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=1e-6 if dtype == torch.float32 else FUSED)
 
 
+def test_large_scores_of_a_decoder_are_not_rounded() -> None:
+    """Keys with a common offset, as biases of Qwen 2 make: it changes no probability, and would swallow the scores."""
+    query, key, value = (draw(1, 4, 64, 64) for _ in range(3))
+    query[..., 0], key[..., 0] = 50.0, 50.0
+    qkv = tuple(tensor.to(torch.bfloat16) for tensor in (query, key, value))
+    with torch.no_grad():
+        out = AttentionRule(True, None, None, None)(*qkv)
+    exact = AttentionRule(True, None, None, None)(*(tensor.double() for tensor in qkv))
+    torch.testing.assert_close(out.double(), exact, rtol=0, atol=FUSED)
+
+
 def test_few_scores_are_left_to_sdpa(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AttentionRule, "_written_out", lambda *_: pytest.fail("written out"))
     with torch.no_grad():
-        AttentionRule(True, None, None, None)(*inputs(9, 9, torch.bfloat16))
+        AttentionRule(False, None, None, None)(*inputs(9, 9, torch.bfloat16))

@@ -60,6 +60,14 @@ def test_what_cannot_be_calibrated_is_refused(chosen: object, rejected: object) 
         fit_member_calibration(chosen, rejected)
 
 
+def test_rounding_is_no_margin() -> None:
+    """Equal texts in other places of a pass: a last bit of fp32 apart."""
+    scores = np.array([[1.0, 2.0, 3.0]], np.float32)
+    with pytest.raises(CalibrationFailed, match="cannot be calibrated"):
+        fit_member_calibration(scores, np.nextafter(scores, np.float32(9)))
+    fit_member_calibration(scores, scores + np.float32(1e-3))
+
+
 def test_normalize_is_each_members_own() -> None:
     raw = np.random.default_rng(1).normal(size=(3, 5)).astype(np.float32)
     means, scales = [0.5, -1.0, 2.0], [1.0, 2.0, 0.25]

@@ -88,3 +88,15 @@ def test_exact_norms_are_closer_to_fp32() -> None:
     with torch.no_grad():
         hidden = [model.base_model(input_ids=ids).last_hidden_state.float() for model in (exact, kept, rounded)]
     assert (hidden[1] - hidden[0]).abs().mean() < 0.9 * (hidden[2] - hidden[0]).abs().mean()
+
+
+def test_a_norm_that_gives_a_pair_is_left_to_its_model() -> None:
+    from transformers import IBertConfig, IBertForSequenceClassification
+
+    config = IBertConfig(
+        vocab_size=90, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, num_labels=1
+    )
+    model = with_drawn_norms(IBertForSequenceClassification(config).eval(), torch.float32)
+    cast_weights(model, torch.bfloat16, CPU)
+    with torch.no_grad():
+        assert torch.isfinite(model(input_ids=torch.arange(2, 20)[None]).logits).all()

@@ -181,6 +181,17 @@ def test_the_last_layer_computes_what_is_pooled(name: str) -> None:
     assert widths[3:] == [sum(LENGTHS)] * 3
 
 
+@pytest.mark.parametrize("name", [name for name in NARROWED if NARROWED[name][0]])
+def test_what_does_not_run_is_not_narrowed(name: str) -> None:
+    """In bf16 a folded layer reads its base's weight, and the base itself is not called."""
+    architecture = next(a for a in ARCHITECTURES if a.name == name)
+    backbone = make_backbone(architecture, torch.bfloat16)
+    members = [random_member(backbone, rank=4, seed=index) for index in range(3)]
+    model = EnsembleModel(backbone, [m.lora for m in members], [m.head for m in members], architecture.pooling).eval()
+    assert model._last_layer is not None
+    assert model._last_layer.narrowed_modules == NARROWED[name][0]
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a.name)
 def test_score_does_not_depend_on_companions(architecture: Architecture) -> None:
     backbone = make_backbone(architecture)
