@@ -233,3 +233,11 @@ def test_members_that_have_become_one_do_not_pass(bundle: Bundle, monkeypatch: p
     monkeypatch.setattr(loading, "_SELF_TEST_TOLERANCE", {torch.float32: 1e6})
     with pytest.raises(SelfTestFailed, match="m00 and m01 score alike"):
         load_member_scorer(bundle)
+
+
+def test_what_the_caller_computes_in_changes_no_score(bundle: Bundle) -> None:
+    scorer = load_member_scorer(bundle, dtype="float32", token_budget=64)
+    sequences = random_sequences([5, 9, 3])
+    expected = scorer.score(sequences).raw
+    with torch.autocast("cpu", torch.bfloat16):
+        np.testing.assert_array_equal(scorer.score(sequences).raw, expected)

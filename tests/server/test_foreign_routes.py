@@ -66,22 +66,6 @@ async def test_pairs_are_centred_by_their_prompt(service: Service) -> None:
     assert alone.status_code == 422
 
 
-@pytest.mark.parametrize(("path", "body", "status"), BODIES)
-async def test_too_many_bytes(fake_bundle: Path, path: str, body: Any, status: int) -> None:
-    engine = FakeEngine()
-    async with serving(fake_bundle, engine, max_body_bytes=100, max_queued_bytes=100) as service:
-        engine.gate.clear()
-        first = asyncio.create_task(service.http.post("/score", json={"inputs": [{"text": "a" * 50}]}))
-        await engine.has_begun.wait()
-        reply = await service.http.post(path, json=body)
-        assert reply.status_code == status
-        assert int(reply.headers["retry-after"]) >= 1
-        assert "overload" in reply.text
-        assert 'quorum_rejections_total{reason="queue_bytes"} 1.0' in (await service.http.get("/metrics")).text
-        engine.gate.set()
-        assert (await first).status_code == 200
-
-
 @pytest.mark.parametrize(("path", "body"), [*(one[:2] for one in BODIES), ("/get_reward", {"query": ["a"]})])
 async def test_a_server_that_ends_says_so(service: Service, path: str, body: Any) -> None:
     service.runtime.admission.start_draining()
@@ -119,10 +103,19 @@ async def test_turns_and_parts_of_dialogues_are_counted(fake_bundle: Path) -> No
 
 
 @pytest.mark.parametrize(("path", "body", "status"), BODIES)
-async def test_overload(fake_bundle: Path, path: str, body: Any, status: int) -> None:
+@pytest.mark.parametrize(
+    ("reason", "bounds"),
+    [
+        ("queue_tokens", {"max_queued_tokens": 60, "token_budget": 60}),
+        ("queue_bytes", {"max_body_bytes": 100, "max_queued_bytes": 100}),
+    ],
+)
+async def test_overload(
+    fake_bundle: Path, path: str, body: Any, status: int, reason: str, bounds: dict[str, int]
+) -> None:
     """verl gives up at once on a 429; TEI's clients wait for one."""
     engine = FakeEngine()
-    async with serving(fake_bundle, engine, max_queued_tokens=60, token_budget=60) as service:
+    async with serving(fake_bundle, engine, **bounds) as service:
         engine.gate.clear()
         first = asyncio.create_task(service.http.post("/score", json={"inputs": [{"text": "a" * 50}]}))
         await engine.has_begun.wait()
@@ -130,5 +123,6 @@ async def test_overload(fake_bundle: Path, path: str, body: Any, status: int) ->
         assert reply.status_code == status
         assert int(reply.headers["retry-after"]) >= 1
         assert "overload" in reply.text
+        assert f'quorum_rejections_total{{reason="{reason}"}} 1.0' in (await service.http.get("/metrics")).text
         engine.gate.set()
-        await first
+        assert (await first).status_code == 200

@@ -2,10 +2,10 @@
 
     queries  --reward_func-->  {"rewards", "scores", "extra_logs"} as tensors
 
-OpenRLHF hands no options to such a file, so they are read from the environment, which under
-Ray is that of its workers: QUORUM_URL, and where set QUORUM_MODE,
-QUORUM_BETA, QUORUM_ENSEMBLE and QUORUM_API_KEY. The server's /get_reward needs no file; what this one adds is the
-client's patience with a server that restarts. Tested with OpenRLHF 0.11. Knows nothing of training.
+OpenRLHF hands no options to such a file, so they are read from the environment, which under Ray is that of its workers:
+QUORUM_URL, and where set QUORUM_MODE, QUORUM_BETA, QUORUM_ENSEMBLE and QUORUM_API_KEY. The server's /get_reward needs
+no file; what this one adds is the client's patience with a server that restarts. Tested with OpenRLHF 0.11. Knows
+nothing of training.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from quorum_model.benchmark.random_backbone import find_backbone
 from quorum_model.benchmark.random_ensemble import BenchKind, Layers
 from quorum_model.benchmark.score_result import PEAK, contest_figures
 from quorum_model.benchmark.sweep import Sweep, check_plotting, plot_sweep, run_sweep
-from quorum_model.benchmark.turns import Prepare, take_turns
+from quorum_model.benchmark.turns import Prepare, take_turns, unprepared
 from quorum_model.benchmark.workload import draw_sequences, encode_dialogues, plain_encoder, read_dialogues
 from quorum_model.errors import Unsupported
 from quorum_model.loading import DTYPES, choose_device
@@ -135,8 +135,8 @@ def _contest(task: Task, rounds: int, folder: Path) -> dict[str, Any]:
         scores = {name: run() for name, run in contest.runs.items()}
         differences = check_agreement(scores, contest.dtypes, contest.reference)
         peak = SquareProduct(DTYPES[task.dtype], task.device)
-        prepares: dict[str, Prepare] = {name: _always(run) for name, run in contest.runs.items()}
-        prepares[PEAK] = _always(peak.run)
+        prepares: dict[str, Prepare] = {name: unprepared(run) for name, run in contest.runs.items()}
+        prepares[PEAK] = unprepared(peak.run)
         turns = take_turns(prepares, rounds, lambda name, number: _say(f"round {number}: {name}"))
     flops, one_flops = _count(task, contest)
     figures = contest_figures(
@@ -153,10 +153,6 @@ def _contest(task: Task, rounds: int, folder: Path) -> dict[str, Any]:
         "reasons": contest.reasons,
         **contest.details,
     }
-
-
-def _always(run: Any) -> Prepare:
-    return lambda: run
 
 
 def _count(task: Task, contest: Contest) -> tuple[Flops | None, Flops | None]:

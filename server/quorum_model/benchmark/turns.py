@@ -16,6 +16,11 @@ Prepare = Callable[[], Callable[[], object]]
 """Sets one turn's work up, and gives the work."""
 
 
+def unprepared(work: Callable[[], object]) -> Prepare:
+    """Work that needs no setting up."""
+    return lambda: work
+
+
 @dataclass(frozen=True, slots=True)
 class Turns:
     """seconds: by contestant, one a round."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import select
-import signal
 import subprocess
 import tempfile
 import time
@@ -23,12 +22,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from quorum_model.benchmark.child import end_group
 from quorum_model.errors import PeerFailed
 
 _WORKER = Path(__file__).with_name("vllm_worker.py")
 _START_SECONDS = 600.0
 _RUN_SECONDS = 3600.0
-_STOP_SECONDS = 20.0
 
 
 class VllmPeer:
@@ -92,16 +91,7 @@ class VllmPeer:
 
     def close(self) -> None:
         """End the process, and those that it started, and remove its files."""
-        for stop in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.killpg(self._process.pid, stop)
-                self._process.wait(_STOP_SECONDS)
-                break
-            except ProcessLookupError:
-                self._process.wait(_STOP_SECONDS)
-                break
-            except subprocess.TimeoutExpired:
-                continue
+        end_group(self._process)
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 pipe.close()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -20,10 +19,10 @@ from types import TracebackType
 
 import torch
 
+from quorum_model.benchmark.child import end_group
 from quorum_model.errors import PeerFailed
 
 _START_SECONDS = 300.0
-_STOP_SECONDS = 20.0
 _ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+")
 
 QUORUM = "from quorum_client.cli import main; main()"
@@ -78,16 +77,7 @@ class ServerProcess:
 
     def close(self) -> None:
         """End it and what it started."""
-        for stop in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.killpg(self._process.pid, stop)
-                self._process.wait(_STOP_SECONDS)
-                break
-            except ProcessLookupError:
-                self._process.wait(_STOP_SECONDS)
-                break
-            except subprocess.TimeoutExpired:
-                continue
+        end_group(self._process)
         self._log.close()
 
     def __enter__(self) -> ServerProcess:

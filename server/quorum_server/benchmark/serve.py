@@ -29,7 +29,7 @@ from quorum_model.benchmark.environment import describe_environment
 from quorum_model.benchmark.random_backbone import find_backbone
 from quorum_model.benchmark.random_ensemble import RandomEnsemble, draw_ensemble
 from quorum_model.benchmark.score import DEFAULT_BACKBONE, BenchDtype, choose_bench_dtype
-from quorum_model.benchmark.turns import Turns, take_turns
+from quorum_model.benchmark.turns import Turns, take_turns, unprepared
 from quorum_model.benchmark.workload import plain_encoder, read_dialogues
 from quorum_model.loading import choose_device, load_member_scorer
 from quorum_server.benchmark.blocking_server import CODE as BLOCKING
@@ -71,7 +71,7 @@ def serve(  # noqa: PLR0913 - the options of a command are its interface
         contest.enter(Path(work), levels, stack)
         differences = check_agreement({name: run() for name, run in contest.runs.items()}, contest.dtypes, OFFLINE)
         prepares: dict[str, Callable[[], Callable[[], object]]] = {
-            name: _always(run) for name, run in contest.runs.items()
+            name: unprepared(run) for name, run in contest.runs.items()
         }
         contest.latencies.clear()
         turns = take_turns(prepares, rounds, lambda name, number: _say(f"round {number}: {name}"))
@@ -220,10 +220,6 @@ def _texts(backbone: Path, data: Path, count: int, max_length: int) -> tuple[lis
         if len(ids) == count:
             return texts, ids
     raise InvalidRequest(f"{data.name} holds {len(ids)} texts of at most {max_length} tokens, {count} are needed")
-
-
-def _always(run: Any) -> Callable[[], Callable[[], object]]:
-    return lambda: run
 
 
 def _say(text: str) -> None:

@@ -178,8 +178,8 @@ async def list_models(registry: RegistryDep) -> ServedModels:
 
 
 async def _score(scoring: Scoring, body: PoolingBody, items: Sequence[ScoreItem]) -> Scored:
-    max_length = scoring.manifest(body.model).max_length
-    if 0 <= (max_length if body.truncate_prompt_tokens is None else body.truncate_prompt_tokens) < max_length:
+    wanted, max_length = body.truncate_prompt_tokens, scoring.manifest(body.model).max_length
+    if wanted is not None and 0 <= wanted < max_length:  # -1 is the ensemble's own
         raise InvalidRequest(
             f"truncate_prompt_tokens: the ensemble's length is {max_length}; a shorter one there is not"
         )

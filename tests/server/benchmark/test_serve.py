@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,19 +26,10 @@ from quorum_server.benchmark.blocking_server import make_app
 from quorum_server.benchmark.clients import post_all
 from quorum_server.benchmark.processes import ServerProcess
 from quorum_server.benchmark.serve import serve_figures
-from tests.reference.tiny_models import ARCHITECTURES, make_model
-from tests.reference.tiny_tokenizers import bert_like
+from tests.server.benchmark.run_bench import run_bench
 
 TEXTS = ["Hi", "What is it?", "no " * 20, "Go away"]
 MAX_LENGTH = 64
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("backbone")
-    make_model(ARCHITECTURES[0]).save_pretrained(folder)
-    bert_like().save_pretrained(folder)
-    return folder
 
 
 def test_figures_by_hand() -> None:
@@ -150,29 +138,11 @@ def test_the_peer_gives_the_ensembles_scores(backbone: Path, tmp_path: Path) -> 
 @pytest.mark.slow
 def test_all_of_it_on_a_tiny_backbone(backbone: Path, tmp_path: Path) -> None:
     data = tmp_path / "pairs.jsonl"
-    rows = [
-        {"prompt": f"Is {n} odd?", "chosen": "Yes, it is.", "rejected": "Go away. " * (n % 5)} for n in range(1, 21)
-    ]
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows if row["rejected"]))
-    command = [
-        "bench",
-        "serve",
-        "--backbone",
-        str(backbone),
-        "--data",
-        str(data),
-        "--members",
-        "2",
-        "--dtype",
-        "float32",
-    ]
-    command += ["--sequences", "24", "--max-length", str(MAX_LENGTH), "--rounds", "2", "--concurrency", "3", "--json"]
-    done = subprocess.run(
-        [sys.executable, "-c", "from quorum_client.cli import main; main()", *command],
-        capture_output=True, text=True, check=False, timeout=240, env=os.environ | {"HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
+    rows = [{"prompt": f"Is {n}?", "chosen": "Yes, it is.", "rejected": "Go away. " * (1 + n % 4)} for n in range(20)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["serve", "--backbone", str(backbone), "--data", str(data), "--members", "2", "--dtype", "float32"]
+    command += ["--sequences", "24", "--max-length", str(MAX_LENGTH), "--rounds", "2", "--concurrency", "3"]
+    result = run_bench(*command)
     assert set(result["seconds"]) == {
         "offline", "bare_forward", "quorum_at_1", "quorum_at_3", "quorum_at_64", "blocking_same_dtype",
     }  # fmt: skip

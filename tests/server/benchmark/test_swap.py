@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from quorum_server.benchmark.processes import ServerProcess
 from quorum_server.benchmark.swap import swap_figures
-from tests.reference.tiny_models import ARCHITECTURES, make_model
-from tests.reference.tiny_tokenizers import bert_like
+from tests.server.benchmark.run_bench import run_bench
 
 
 def test_figures_by_hand() -> None:
@@ -42,17 +37,10 @@ def test_allocated_bytes_count_children() -> None:
 
 
 @pytest.mark.slow
-def test_all_of_it_on_a_tiny_backbone(tmp_path: Path) -> None:
-    make_model(ARCHITECTURES[0]).save_pretrained(tmp_path)
-    bert_like().save_pretrained(tmp_path)
-    command = ["bench", "swap", "--backbone", str(tmp_path), "--members", "2", "--dtype", "float32", "--swaps", "4"]
-    command += ["--clients", "3", "--still-s", "2", "--max-length", "32", "--median-length", "12", "--json"]
-    done = subprocess.run(
-        [sys.executable, "-c", "from quorum_client.cli import main; main()", *command],
-        capture_output=True, text=True, check=False, timeout=240, env=os.environ | {"HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
+def test_all_of_it_on_a_tiny_backbone(backbone: Path) -> None:
+    command = ["swap", "--backbone", str(backbone), "--members", "2", "--dtype", "float32", "--swaps", "4"]
+    command += ["--clients", "3", "--still-s", "2", "--max-length", "32", "--median-length", "12"]
+    result = run_bench(*command)
     assert len(result["answers_by_version"]) == 2
     assert result["answers"]["swapping"] == sum(result["answers_by_version"].values())
     assert result["swap_s"]["max"] > 0
