@@ -39,7 +39,7 @@ class Pool:
 
 @dataclass(slots=True)
 class Texts:
-    """items: distinct (prompt, response). pairs: by set, (prompt key, column of chosen, of rejected). others: by set."""
+    """items: distinct (prompt, response). pairs: by set, (prompt, column of chosen, of rejected). others: by set."""
 
     items: list[tuple[Any, str]] = field(default_factory=list)
     pools: dict[str, list[Pool]] = field(default_factory=dict)

@@ -33,7 +33,7 @@ DTYPE = "bfloat16"
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Raw scores (K, N) of every text; each member's calibration (K,); cost: seconds of processors, parameters, bytes."""
+    """Raw scores (K, N) of every text; each member's calibration (K,); cost: processor seconds, parameters, bytes."""
 
     raw: NDArray[np.float32]
     means: NDArray[np.float64]
