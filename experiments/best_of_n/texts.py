@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import random
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,10 +118,15 @@ def _is_for_selection(row: dict[str, Any]) -> bool:
     return row["prompt_id"] in _selection_ids
 
 
+def _is_visible(text: str) -> bool:
+    """Whether it has more than white space and format characters: a text without tokens has no score."""
+    return any(not char.isspace() and unicodedata.category(char) != "Cf" for char in text)
+
+
 def _pools(texts: Texts, rows: Iterable[dict[str, Any]]) -> list[Pool]:
     pools = []
     for row in rows:
-        kept = [one for one in row["candidates"] if one["text"].strip()]
+        kept = [one for one in row["candidates"] if _is_visible(one["text"])]
         pools.append(
             Pool(
                 row["prompt_id"],
@@ -137,7 +143,7 @@ def _pairs(texts: Texts, rows: Iterable[dict[str, Any]]) -> list[tuple[str, int,
     return [
         (row["prompt_id"], texts.column(row["prompt"], row["chosen"]), texts.column(row["prompt"], row["rejected"]))
         for row in rows
-        if row["chosen"].strip() and row["rejected"].strip()
+        if _is_visible(row["chosen"]) and _is_visible(row["rejected"])
     ]
 
 
