@@ -7,6 +7,7 @@ import pytest
 
 from quorum_trainer.evaluation.bootstrap import (
     RESAMPLES,
+    band,
     cluster_ids,
     interval,
     mean_estimate,
@@ -71,3 +72,13 @@ def test_what_resampling_cannot_say_is_none() -> None:
 
 def test_keys_are_numbered_by_first_appearance() -> None:
     assert cluster_ids(["b", "a", "b", "c"]).tolist() == [0, 1, 0, 2]
+
+
+def test_a_band_is_the_interval_of_each_point() -> None:
+    values, clusters = np.random.default_rng(4).normal(size=(20, 3)), cluster_ids([f"p{i % 8}" for i in range(20)])
+    curve = band(values, clusters)
+    for place in range(3):
+        estimate = mean_estimate(values[:, place], clusters)
+        own = [curve[key][place] for key in ("value", "low", "high")]  # type: ignore[index]
+        assert own == pytest.approx([estimate.value, estimate.low, estimate.high], rel=1e-12)
+    assert band(values, np.zeros(20, dtype=np.int64)) == {"value": curve["value"], "low": None, "high": None}

@@ -130,20 +130,29 @@ def test_baselines_stand_in_every_table_of_accuracy_or_gold(whole: tuple[Result,
         title = table.splitlines()[0]
         if title.startswith(("pair accuracy", "RM-Bench, mean")):
             assert all(name in table for name in ("longer", "shorter", "random")), title
-        if title.startswith("gold of the best"):
+        if title.startswith(("gold of the best", "length in characters")):
             assert all(name in table for name in ("longest", "shortest", "random", "oracle")), title
         if title.startswith(("calibration", "uncertainty")):
             assert "random" in table, title
     assert {title.split(",")[0].split(":")[0].split(" (")[0] for title in (t.splitlines()[0] for t in tables)} >= {
         "files", "pair accuracy", "calibration", "uncertainty against being wrong", "pair accuracy by group",
         "accuracy by margin std", "share of pairs ordered alike", "RM-Bench", "gold of the best of n",
+        "length in characters of the best of n",
     }  # fmt: skip
     assert "random" in result.stderr
 
 
 def test_plots_are_pictures_with_something_in_them(whole: tuple[Result, dict[str, Any], Path]) -> None:
     folder = whole[2]
-    names = ["agreement.png", "best_of_n.png", "reliability.png", "selective_accuracy.png", "std_and_error.png"]
+    names = [
+        "agreement.png",
+        "best_of_n.png",
+        "best_of_n_choices.png",
+        "best_of_n_pools.png",
+        "reliability.png",
+        "selective_accuracy.png",
+        "std_and_error.png",
+    ]
     assert sorted(path.name for path in folder.iterdir()) == sorted([*names, "report.json", "report.md"])
     markdown = (folder / "report.md").read_text()
     for name in names:
@@ -156,6 +165,20 @@ def test_the_same_run_gives_the_same_figures(
 ) -> None:
     again = run(bundle.path, "--pairs", files["pairs"], "--json", "--device", "cpu")
     assert json.loads(again.stdout.splitlines()[-1])["pairs"] == whole[1]["pairs"]
+
+
+def test_one_policys_samples(bundle: Bundle, files: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    result = run(bundle.path, "--bon", files["pools"], "--one-policy", "--report", out, "--json")
+    assert result.exit_code == 0, result.exception
+    figures = json.loads(result.stdout.splitlines()[-1])["best_of_n"]["all"]
+    assert figures["policy"]["n"] == list(range(1, 9))
+    assert figures["policy"]["fits"]["scorings"]["lcb@1/group"]["num_sizes"] == 6
+    markdown = (out / "report.md").read_text()
+    assert "KL (nats)" in markdown
+    assert "alpha ± error" in markdown
+    assert "mean (default)" in markdown
+    assert len(np.unique(matplotlib.image.imread(out / "overoptimization.png")[..., 0])) > 20
 
 
 def test_asked_modes_alone(bundle: Bundle, files: dict[str, Path]) -> None:
@@ -191,6 +214,7 @@ def test_a_report_that_fails_leaves_nothing(
     [
         ([], "nothing to evaluate on"),
         (["--pairs", "PAIRS", "--mode", "best"], "mode: unknown"),
+        (["--pairs", "PAIRS", "--one-policy"], "give --bon"),
         (["--pairs", "PAIRS", "--report", "gone/deeper"], "no such folder"),
         (["--rm-bench", "PAIRS"], "line 1: chosen"),
         (["--pairs", "PAIRS", "--pairs", "PAIRS"], "given twice"),

@@ -124,6 +124,30 @@ def test_unreadable_files(tmp_path: Path) -> None:
         read_pool_rows(cut, "cut")
 
 
+def made_by(*generators: str | None) -> dict[str, Any]:
+    candidates = [{"text": "a", "gold": 1, **({"generator": name} if name else {})} for name in generators]
+    return {"prompt": "p", "candidates": candidates}
+
+
+@pytest.mark.parametrize("generators", [("g", "g"), (None, None)])
+def test_samples_of_one_policy(generators: tuple[str | None, ...], tmp_path: Path) -> None:
+    path = write(tmp_path / "own.jsonl", made_by(*generators), made_by(*generators))
+    assert read_pool_rows(path, "own", is_one_policy=True) == read_pool_rows(path, "own")
+
+
+@pytest.mark.parametrize("second", [made_by("g", "h"), made_by("h", "h"), made_by("g", None), CHOICE])
+def test_several_systems_are_no_policy(second: dict[str, Any], tmp_path: Path) -> None:
+    path = write(tmp_path / "mixed.jsonl", made_by("g", "g"), second)
+    assert len(read_pool_rows(path, "mixed")) == 2
+    with pytest.raises(DataError, match=r"line 2: candidates of several generators"):
+        read_pool_rows(path, "mixed", is_one_policy=True)
+
+
+def test_chosen_against_rejected_is_no_policy(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"line 1: candidates of several"):
+        read_pool_rows(write(tmp_path / "choices.jsonl", CHOICE), "choices", is_one_policy=True)
+
+
 def test_labels_are_as_short_as_they_can_be() -> None:
     paths = [Path("/d/hh/dev.jsonl.gz"), Path("/d/ae/dev.jsonl.gz"), Path("/d/ae/bon.jsonl")]
     assert label_files(paths) == ["hh/dev", "ae/dev", "ae/bon"]

@@ -1,15 +1,20 @@
-"""What picking the best of n candidates by a reward is worth, in the candidates' gold.
+"""What picking the best of n candidates by a reward gives, for every n up to the size of a pool.
 
-    rewards, gold (N,)  --best_of_n-->  expected gold of the pick among n random candidates of the pool
+    rewards (N,), values (..., N)  --best_of_n-->  expected value of the pick among n random candidates, for each n
 
-Ties of the reward share: the pick is then a random one of them. Knows no modes beyond `Scoring`, and no files.
+A value is anything that a candidate has: its gold, its length, its reward. Ties of the reward share: the pick is then a
+random one of them. Knows no modes beyond `Scoring`, and no files.
+
+Shapes: `N` candidates of a pool, `M` sizes to pick from, `S` random subsets.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gammaln
 
 from quorum_trainer.evaluation.scorings import MEAN, Scoring
 
@@ -19,45 +24,55 @@ NUM_SUBSETS = 200
 FloatArray = NDArray[np.float64]
 
 
-def best_of_n(rewards: FloatArray, gold: FloatArray, n: int) -> float:
-    """Expected gold of the highest reward among n of the N candidates, over all subsets of size n.
+def best_of_n(rewards: FloatArray, values: FloatArray, sizes: Sequence[int]) -> FloatArray:
+    """Expected value of the candidate with the highest reward among n of the N, over all subsets of size n.
 
-    The unbiased estimator of Coste et al. (arXiv 2310.02743, appendix B): with candidates in ascending order of
-    reward, R_n = sum over i from n to N of C(i-1, n-1) / C(N, n) * gold_i.
+    The unbiased estimator of Nakano et al. (arXiv 2112.09332, appendix on best-of-n) and Coste et al. (arXiv
+    2310.02743, appendix B): with candidates in ascending order of reward,
+    R_n = sum over i from n to N of C(i-1, n-1) / C(N, n) * value_i. A tie counts as the mean over its random orders,
+    which is the mean of its values at each of its places.
 
     Args:
         rewards: shape (N,); of a candidate alone, not relative to the others.
-        gold: shape (N,).
-        n: 1 to N.
+        values: shape (..., N).
+        sizes: M times n, each 1 to N.
+
+    Returns:
+        Shape (..., M).
     """
     order = np.argsort(rewards, kind="stable")
-    _, block = np.unique(rewards, return_inverse=True)
-    block_gold = np.bincount(block, weights=gold) / np.bincount(block)
-    places = np.arange(n, len(gold) + 1)
-    return float(_subset_shares(places, n, len(gold)) @ block_gold[block[order]][n - 1 :])
+    _, starts, counts = np.unique(rewards[order], return_index=True, return_counts=True)
+    means = np.add.reduceat(values[..., order], starts, axis=-1) / counts
+    return np.asarray(np.repeat(means, counts, axis=-1) @ _shares(tuple(sizes), len(rewards)).T)
 
 
-def _subset_shares(places: NDArray[np.int64], n: int, total: int) -> FloatArray:
-    """C(i-1, n-1) / C(total, n) by logarithms: the binomials themselves overflow in large pools."""
+@lru_cache(maxsize=8)
+def _shares(sizes: tuple[int, ...], total: int) -> FloatArray:
+    """C(i-1, n-1) / C(total, n), which is 0 for i < n: shape (M, total), of i from 1.
 
-    def log_choose(a: NDArray[np.int64] | int, b: int) -> FloatArray:
-        return np.asarray(gammaln(np.asarray(a) + 1.0) - gammaln(b + 1.0) - gammaln(np.asarray(a) - b + 1.0))
+    From the last place down by ratios: it is n / total at i = total, and (i - n) / (i - 1) times as much one place
+    below i. Binomials would overflow in large pools, and their logarithms lose digits; what underflows here is nothing.
+    """
+    n = np.array(sizes)[:, None]
+    places = np.arange(total, 1, -1)
+    ratios = np.maximum(places - n, 0) / (places - 1)
+    shares = np.concatenate([n / total, n / total * np.cumprod(ratios, axis=1)], axis=1)[:, ::-1]
+    shares.flags.writeable = False  # shared by all pools of this size
+    return shares
 
-    return np.asarray(np.exp(log_choose(places - 1, n - 1) - log_choose(total, n)))
 
-
-def gold_of_picks(rewards: FloatArray, gold: FloatArray) -> FloatArray:
-    """Gold of the candidate with the highest reward; the mean where several share it.
+def values_of_picks(rewards: FloatArray, values: FloatArray) -> FloatArray:
+    """Value of the candidate with the highest reward; the mean where several share it.
 
     Args:
         rewards: shape (..., N).
-        gold: shape (..., N).
+        values: shape (..., N); axes before those of `rewards` are other kinds of value.
 
     Returns:
-        Shape (...).
+        Shape of `values` without its last axis.
     """
     top = rewards == rewards.max(axis=-1, keepdims=True)
-    return np.asarray((gold * top).sum(axis=-1) / top.sum(axis=-1))
+    return np.asarray((values * top).sum(axis=-1) / top.sum(axis=-1))
 
 
 def random_orders(size: int, seed: int) -> NDArray[np.int64]:
@@ -66,8 +81,10 @@ def random_orders(size: int, seed: int) -> NDArray[np.int64]:
     return rng.permuted(np.tile(np.arange(size), (NUM_SUBSETS, 1)), axis=1)
 
 
-def best_of_n_of(scoring: Scoring, members: FloatArray, gold: FloatArray, n: int, orders: NDArray[np.int64]) -> float:
-    """Expected gold of the pick among n candidates under a scoring.
+def best_of_n_of(
+    scoring: Scoring, members: FloatArray, values: FloatArray, sizes: Sequence[int], orders: NDArray[np.int64]
+) -> FloatArray:
+    """Expected value of the pick among n candidates under a scoring.
 
     Exact where a candidate's reward is its own or n is the whole pool. Where rewards are relative to the other n - 1,
     the mean over random subsets, as a difference from the mean's pick in the same subsets: the mean's ranking does not
@@ -76,18 +93,41 @@ def best_of_n_of(scoring: Scoring, members: FloatArray, gold: FloatArray, n: int
     Args:
         scoring: mode, beta, centring.
         members: calibrated scores, shape (K, N).
-        gold: shape (N,).
-        n: 1 to N.
-        orders: see `random_orders`, shape (S, N).
+        values: shape (..., N).
+        sizes: M times n, each 1 to N.
+        orders: see `random_orders`, shape (S, N); not used where the result is exact.
+
+    Returns:
+        Shape (..., M).
     """
-    if scoring.center == "none" or n == len(gold):
-        return best_of_n(scoring.rewards(members), gold, n)
+    rewards, total = scoring.rewards(members), len(members[0])
+    if scoring.center == "none":
+        return best_of_n(rewards, values, sizes)
     by_mean = MEAN.rewards(members)
-    subsets = orders[:, :n]
-    picks = gold_of_picks(scoring.rewards(members[:, subsets]), gold[subsets])
-    return best_of_n(by_mean, gold, n) + float(np.mean(picks - gold_of_picks(by_mean[subsets], gold[subsets])))
+    expected = best_of_n(by_mean, values, sizes)
+    for place, n in enumerate(sizes):
+        if n == total:
+            expected[..., place] = values_of_picks(rewards, values)
+        else:
+            subsets = orders[:, :n]
+            picked = values_of_picks(scoring.rewards(members[:, subsets]), values[..., subsets])
+            by_the_mean = values_of_picks(by_mean[subsets], values[..., subsets])
+            expected[..., place] += np.mean(picked - by_the_mean, axis=-1)
+    return expected
 
 
 def sizes_below(largest: int) -> list[int]:
     """1, 2, 4, ... below the size of the largest pool."""
     return [2**power for power in range(largest.bit_length()) if 2**power < largest]
+
+
+def ladder(largest: int, extra: Iterable[int] = ()) -> list[int]:
+    """1, 2, 3, 4, 6, 8, 12, ... and `largest` itself: sizes about evenly spaced on a logarithmic axis.
+
+    Args:
+        largest: N, at least 1.
+        extra: further sizes; those above N are left out.
+    """
+    steps = {1, *(2**power for power in range(1, largest.bit_length()))}
+    steps |= {3 * step // 2 for step in steps if step > 1}
+    return sorted(step for step in {*steps, *extra, largest} if step <= largest)

@@ -65,22 +65,44 @@ def interval(value: float, resampled: FloatArray) -> Estimate:
 
 
 def resampled_means(values: FloatArray, clusters: IntArray, stream: int = 0) -> FloatArray:
-    """The mean over rows in each resample of the prompts: shape (R,); all NaN for a single prompt.
+    """The mean over rows in each resample of the prompts: shape (R, ...); all NaN for a single prompt.
 
     Args:
-        values: shape (P,).
+        values: shape (P, ...); further axes are other figures of the same rows.
         clusters: shape (P,), see `cluster_ids`.
         stream: one each for sets of prompts whose figures are added up and must vary independently.
     """
-    sums = np.bincount(clusters, weights=values)
-    if len(sums) < 2:
-        return np.full(RESAMPLES, np.nan)
     sizes = np.bincount(clusters)
-    counts = resampled_counts(len(sums), stream)
-    result: FloatArray = (counts @ sums) / (counts @ sizes)
+    if len(sizes) < 2:
+        return np.full((RESAMPLES, *values.shape[1:]), np.nan)
+    sums = np.zeros((len(sizes), *values.shape[1:]))
+    np.add.at(sums, clusters, values)
+    counts = resampled_counts(len(sizes), stream)
+    drawn = (counts @ sizes).reshape(-1, *[1] * (values.ndim - 1))
+    result: FloatArray = np.tensordot(counts, sums, axes=1) / drawn
     return result
 
 
 def mean_estimate(values: FloatArray, clusters: IntArray) -> Estimate:
     """The mean over rows, with its interval over prompts; see `resampled_means`."""
     return interval(float(values.mean()), resampled_means(values, clusters))
+
+
+def band(values: FloatArray, clusters: IntArray) -> dict[str, list[float] | None]:
+    """A curve with a pointwise interval at each of its M points, as the report has it.
+
+    Args:
+        values: shape (P, M).
+        clusters: shape (P,).
+
+    Returns:
+        value, low and high, M numbers each; low and high are None for a single prompt.
+    """
+    resampled = resampled_means(values, clusters)
+    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    is_known = bool(np.isfinite(resampled).all())
+    return {
+        "value": values.mean(axis=0).tolist(),
+        "low": low.tolist() if is_known else None,
+        "high": high.tolist() if is_known else None,
+    }

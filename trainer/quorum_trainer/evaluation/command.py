@@ -32,6 +32,9 @@ def evaluate(  # noqa: PLR0913 - the options of a command are its interface
     bon: Annotated[
         list[Path] | None, typer.Option(help="Pools with gold, or chosen against several rejected; may be repeated.")
     ] = None,
+    one_policy: Annotated[
+        bool, typer.Option("--one-policy", help="Pools are samples of one policy each: add KL and Gao's fit.")
+    ] = False,
     mode: Annotated[list[str] | None, typer.Option(help="Modes to compare with the mean. Default: all.")] = None,
     beta: Annotated[list[float] | None, typer.Option(help="Betas of these modes. Default: each mode's own.")] = None,
     report: Annotated[Path | None, typer.Option(help="Folder for report.json, report.md and plots.")] = None,
@@ -45,11 +48,12 @@ def evaluate(  # noqa: PLR0913 - the options of a command are its interface
     """
     if report is not None:
         check_folder(report)
-    files = read_files(pairs or [], rm_bench or [], bon or [])
+    files = read_files(pairs or [], rm_bench or [], bon or [], is_one_policy=one_policy)
     opened = OpenBundle.open(bundle, device=device, dtype=dtype)
     manifest = opened.bundle.manifest
     default = Scoring(manifest.default_mode, manifest.default_beta)
-    evaluated = Evaluated(opened, choose_scorings(mode or [], beta or [], opened.scorer.num_members, default), files)
+    scorings = choose_scorings(mode or [], beta or [], opened.scorer.num_members, default)
+    evaluated = Evaluated(opened, scorings, files, one_policy)
     console.print(
         f"{manifest.name}@{opened.bundle.version}: {manifest.kind}, {opened.scorer.num_members} members, "
         f"{opened.scorer.dtype} on {opened.scorer.device}; {sum(len(file.rows) for file in files):,} rows"

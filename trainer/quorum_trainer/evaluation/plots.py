@@ -1,6 +1,6 @@
 """Plots of a report, as PNG files.
 
-    report  --draw_plots-->  reliability.png, selective_accuracy.png, std_and_error.png, agreement.png, best_of_n.png
+    report  --draw_plots-->  reliability.png, selective_accuracy.png, std_and_error.png, agreement.png, and pool_plots'
 
 All pairs of all files together. Draws on figures of its own and leaves matplotlib's global state alone. Knows nothing
 of how figures are computed.
@@ -16,16 +16,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from quorum_trainer.evaluation.groups import ALL
+from quorum_trainer.evaluation.palette import BLUE, GREEN, GREY, ORANGE
+from quorum_trainer.evaluation.pool_plots import draw_pools
 
 Figures = dict[str, Any]
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-_BLUE, _ORANGE, _GREEN, _PINK, _SKY, _GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#777777"
-_COLOURS = ("black", _BLUE, _ORANGE, _GREEN, _PINK, _SKY, "#E69F00", "#B8A800")
 _MEASURES = {
-    "margin_std": ("std of the margin", _BLUE),
-    "score_std": ("std of the scores", _ORANGE),
-    "closeness": ("closeness of the mean margin to 0", _GREEN),
+    "margin_std": ("std of the margin", BLUE),
+    "score_std": ("std of the scores", ORANGE),
+    "closeness": ("closeness of the mean margin to 0", GREEN),
 }
 
 
@@ -53,8 +52,7 @@ def draw_plots(report: Figures, folder: Path) -> list[str]:
         if figures["agreement"]["matrix"]:
             drawn["agreement.png"] = _agreement(figures["agreement"], title)
     if report["best_of_n"]:
-        figures = report["best_of_n"][ALL]
-        drawn["best_of_n.png"] = _best_of_n(figures, f"{name}, {figures['num_pools']} pools")
+        drawn |= draw_pools(report["best_of_n"], name, bundle["default_scoring"])
     for file, figure in drawn.items():
         figure.savefig(folder / file, dpi=120)
     return list(drawn)
@@ -73,8 +71,8 @@ def _reliability(figures: Figures, title: str) -> Figure:
     figure = Figure(figsize=(5.4, 6.6), layout="constrained")
     figure.suptitle(title, fontsize=9)
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    axes.plot([0, 1], [0, 1], color=_GREY, linestyle="--", linewidth=1, label="calibrated")
-    for kind, colour, marker, shift in (("bundle", _BLUE, "o", -0.5), ("cross_fitted", _ORANGE, "s", 0.5)):
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="calibrated")
+    for kind, colour, marker, shift in (("bundle", BLUE, "o", -0.5), ("cross_fitted", ORANGE, "s", 0.5)):
         one = figures[kind]
         if one is None:
             continue
@@ -110,7 +108,7 @@ def _selective(figures: Figures, title: str) -> Figure:
             label = f"{what}, area {curve['area']:.3f}"
             axes.plot(curve["coverage"], curve["accuracy"], color=colour, marker=".", label=label)
     overall = figures["closeness"]["selective"]["accuracy"][-1]
-    axes.axhline(overall, color=_GREY, linestyle="--", linewidth=1, label=f"random order, {overall:.3f}")
+    axes.axhline(overall, color=GREY, linestyle="--", linewidth=1, label=f"random order, {overall:.3f}")
     axes.set(xlim=(0, 1.02), xlabel="coverage: share of pairs decided, the most certain first", ylabel="pair accuracy")
     axes.legend(fontsize=8, frameon=False)
     return figure
@@ -125,13 +123,13 @@ def _std_and_error(figures: Figures, title: str) -> Figure:
         places,
         [1 - one["accuracy"] for one in deciles],
         yerr=[one["standard_error"] or 0.0 for one in deciles],
-        color=_BLUE,
+        color=BLUE,
         marker="o",
         capsize=3,
         label="error ± 1 standard error",
     )
     overall = 1 - figures["accuracy"]["scorings"]["mean"]["value"]
-    axes.axhline(overall, color=_GREY, linestyle="--", linewidth=1, label=f"all pairs, {overall:.3f}")
+    axes.axhline(overall, color=GREY, linestyle="--", linewidth=1, label=f"all pairs, {overall:.3f}")
     axes.set_xticks(places, [f"{index}\n{one['uncertainty_mean']:.3f}" for index, one in enumerate(deciles, start=1)])
     axes.set(
         xlabel="decile of the margin's std over members, below it the mean std (calibrated units)",
@@ -159,28 +157,4 @@ def _agreement(figures: Figures, title: str) -> Figure:
     suffix = "" if correlation is None else f" (mean correlation of margins {correlation:.3f})"
     axes.set(xlabel=f"member{suffix}", ylabel="member")
     figure.colorbar(image, ax=axes, label="share of pairs ordered alike", shrink=0.85)
-    return figure
-
-
-def _best_of_n(figures: Figures, title: str) -> Figure:
-    """Gold of the pick against n."""
-    figure, axes = _figure(title, (6.8, 4.8))
-    largest = figures["largest_pool"]
-
-    def draw(by_size: Figures, label: str, **style: Any) -> None:
-        sizes = [largest if size == "full" else int(size) for size in by_size]
-        axes.plot(sizes, [one["value"] for one in by_size.values()], label=label, **style)
-
-    # A colour a mode and beta; centred by group in dots.
-    names = list(dict.fromkeys(label.partition("/")[0] for label in figures["scorings"]))
-    for label, by_size in figures["scorings"].items():
-        colour = _COLOURS[names.index(label.partition("/")[0]) % len(_COLOURS)]
-        draw(by_size, label, color=colour, marker=".", linestyle=":" if "/" in label else "-")
-    for name, style in (("random", "--"), ("longest", "-."), ("oracle", ":")):
-        draw(figures["baselines"][name], name, color=_GREY, linestyle=style, linewidth=1)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(sorted({int(size) for size in figures["baselines"]["random"] if size != "full"} | {largest}))
-    axes.xaxis.set_major_formatter("{x:.0f}")
-    axes.set(xlabel="n, candidates to pick from", ylabel="mean gold of the pick")
-    axes.legend(fontsize=8, frameon=False, ncols=2)
     return figure

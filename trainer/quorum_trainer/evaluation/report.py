@@ -4,7 +4,8 @@
 
 Keys (figures are shares or in units of gold; intervals are 95 %, by a bootstrap over prompts):
 
-    bundle       name, version, source, kind, num_members, pair_temperature, default_mode, default_beta
+    bundle       name, version, source, kind, num_members, pair_temperature, default_mode, default_beta,
+                   default_scoring: its label
     settings     device, dtype, scorings {label: {mode, beta, center}}, interval {level, resamples, unit, seed}
     files        [{label, name, sha256, kind, num_rows, num_ties, num_responses, num_truncated}]
     warnings     [text]
@@ -17,16 +18,21 @@ Keys (figures are shares or in units of gold; intervals are 95 %, by a bootstrap
     rm_bench     null or {styles, num_prompts {domain}, scorings | members | baselines {name: {domain | average:
                    {easy | normal | hard | average: E, matrix}}}}
     best_of_n    null or {group: {num_pools, num_prompts, smallest_pool, largest_pool,
-                   scorings | members | baselines {name: {n: E and num_pools}}}}
+                   scorings | members | baselines {name: {n: E of gold, num_pools, chars: E}},
+                   curves  null or {num_subsets, scorings | members | baselines {name: {n, gold: B, chars: B,
+                     reward: B (one policy, uncentred)}}},
+                   policy  null or {n, kl, fits {scorings | members | baselines {name: null or {r0, alpha: E and
+                     standard_error, beta: the same, peak_kl, r_squared, num_sizes}}}}}}
     usage        seconds
 
-E is {value, low, high}. A group is "all", a file's label, or "label: field=value"; the last has accuracy alone. What
-cannot be computed is null, with the reason beside it. Knows neither tables nor plots.
+E is {value, low, high}; B the same with lists, a number for every n of a curve. Lengths are in characters, kl in nats.
+A group is "all", a file's label, or "label: field=value"; the last has pairs' accuracy and pools' figures by n alone.
+What cannot be computed is null, with the reason beside it. Knows neither tables nor plots.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,34 +65,44 @@ class DataFile:
 
 @dataclass(slots=True)
 class Evaluated:
-    """Scored files of one bundle, ready for figures."""
+    """Scored files of one bundle, ready for figures. is_one_policy: of each pool file, see `pool_figures`."""
 
     opened: OpenBundle
     scorings: list[Scoring]
     files: list[DataFile]
+    is_one_policy: bool = False
     scored: dict[str, list[ScoredRow]] = field(default_factory=dict)
 
 
-def read_files(pairs: Sequence[Path], rm_bench: Sequence[Path], best_of_n: Sequence[Path]) -> list[DataFile]:
+def read_files(
+    pairs: Sequence[Path], rm_bench: Sequence[Path], best_of_n: Sequence[Path], *, is_one_policy: bool = False
+) -> list[DataFile]:
     """Read every file, before any time is spent on scoring.
 
     Raises:
-        DataError: a file or line that cannot be used.
-        InvalidRequest: no file at all.
+        DataError: a file or line that cannot be used; pools of several generators that are said to be one policy's.
+        InvalidRequest: no file at all, or `is_one_policy` without pools.
     """
     paths = [*pairs, *rm_bench, *best_of_n]
     if not paths:
         raise InvalidRequest("nothing to evaluate on: give --pairs, --rm-bench or --bon")
+    if is_one_policy and not best_of_n:
+        raise InvalidRequest("one-policy: is about pools; give --bon")
     kinds = ["pairs"] * len(pairs) + ["rm_bench"] * len(rm_bench) + ["best_of_n"] * len(best_of_n)
-    return [_read(label, path, kind) for label, path, kind in zip(label_files(paths), paths, kinds, strict=True)]
+    return [
+        _read(label, path, kind, is_one_policy=is_one_policy)
+        for label, path, kind in zip(label_files(paths), paths, kinds, strict=True)
+    ]
 
 
-def _read(label: str, path: Path, kind: str) -> DataFile:
+def _read(label: str, path: Path, kind: str, *, is_one_policy: bool) -> DataFile:
     if kind == "pairs":
         rows, num_ties = read_pair_rows(path, label)
         return DataFile(label, path, kind, hash_file(path), rows, num_ties)
-    read: Callable[[Path, str], list[Row]] = read_style_rows if kind == "rm_bench" else read_pool_rows
-    return DataFile(label, path, kind, hash_file(path), read(path, label))
+    rows = (
+        read_style_rows(path, label) if kind == "rm_bench" else read_pool_rows(path, label, is_one_policy=is_one_policy)
+    )
+    return DataFile(label, path, kind, hash_file(path), rows)
 
 
 def build_report(evaluated: Evaluated, source: str, seconds: float) -> dict[str, Any]:
@@ -112,6 +128,7 @@ def build_report(evaluated: Evaluated, source: str, seconds: float) -> dict[str,
             "pair_temperature": manifest.pair_temperature,
             "default_mode": manifest.default_mode,
             "default_beta": manifest.default_beta,
+            "default_scoring": Scoring(manifest.default_mode, manifest.default_beta).label,
         },
         "settings": {
             "device": opened.scorer.device,
@@ -123,7 +140,7 @@ def build_report(evaluated: Evaluated, source: str, seconds: float) -> dict[str,
         "warnings": warnings_of(manifest, evaluated.files),
         "pairs": pair_figures(pairs, scorings, manifest.pair_temperature, names) if pairs else None,
         "rm_bench": style_figures(styles, scorings, names) if styles else None,
-        "best_of_n": pool_figures(pools, scorings, names) if pools else None,
+        "best_of_n": pool_figures(pools, scorings, names, is_one_policy=evaluated.is_one_policy) if pools else None,
         "usage": {"seconds": round(seconds, 1)},
     }
 

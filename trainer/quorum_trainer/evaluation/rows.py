@@ -57,6 +57,7 @@ class _Candidate(BaseModel):
 
     text: str
     gold: float = Field(allow_inf_nan=False)
+    generator: str | None = None
 
 
 class _PoolLine(_Line):
@@ -153,14 +154,27 @@ def read_style_rows(path: Path, label: str) -> list[Row]:
     return _read(path, lambda _: _StyleLine, to_row)
 
 
-def read_pool_rows(path: Path, label: str) -> list[Row]:
+def read_pool_rows(path: Path, label: str, *, is_one_policy: bool = False) -> list[Row]:
     """Best-of-N pools, by the line's own shape: `candidates` with gold, or `chosen` against several `rejected`.
+
+    Args:
+        path: the file.
+        label: its name in the report.
+        is_one_policy: the candidates are said to be one policy's samples. Where `generator` says who made them, it
+            must say so too.
 
     Raises:
         DataError: the file, or a line of it, cannot be used.
     """
+    generators: set[str | None] = set()
 
     def to_row(number: int, raw: dict[str, Any], line: _PoolLine | _ChoiceLine) -> Row:
+        if is_one_policy:
+            # Chosen and rejected responses are picked to differ, whoever wrote them.
+            own = [one.generator for one in line.candidates] if isinstance(line, _PoolLine) else [None, ""]
+            generators.update(own)
+            if len(generators) > 1:
+                raise DataError(f"{path.name}, line {number}: candidates of several generators are no policy's samples")
         if isinstance(line, _PoolLine):
             texts = tuple(candidate.text for candidate in line.candidates)
             return Row(label, number, line.prompt, texts, tuple(c.gold for c in line.candidates), _tags(raw))

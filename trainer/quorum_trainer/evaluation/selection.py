@@ -65,7 +65,7 @@ def picked_gold(
         size = len(gold) if n is None else n
         # One set a pool: all scorings see the same subsets. Whole pools have none.
         orders = random_orders(len(gold), seed=index) if size < len(gold) else np.empty((0, 0), np.int64)
-        columns.append([best_of_n_of(scoring, members, gold, size, orders) for scoring in scorings])
+        columns.append([float(best_of_n_of(scoring, members, gold, [size], orders)[0]) for scoring in scorings])
     return np.array(columns).T
 
 

@@ -15,7 +15,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from quorum_model.bundle.card import MetricTable
+from quorum_trainer.evaluation.cells import estimate_cell, number_cell
 from quorum_trainer.evaluation.groups import ALL, is_whole
+from quorum_trainer.evaluation.pool_tables import pool_tables
 from quorum_trainer.evaluation.style_figures import AVERAGE
 from quorum_trainer.evaluation.styles import LEVELS
 
@@ -37,11 +39,9 @@ def report_tables(report: Figures, *, every_file: bool) -> list[MetricTable]:
         tables.append(_accuracy_by_group(report["pairs"]))
     if report["rm_bench"]:
         tables += _style_tables(report["rm_bench"])
-    tables += [
-        _pool_table(group, figures)
-        for group, figures in (report["best_of_n"] or {}).items()
-        if group == ALL or every_file
-    ]
+    for group, figures in (report["best_of_n"] or {}).items():
+        if group == ALL or every_file:
+            tables += pool_tables(group, figures, report["bundle"]["default_scoring"])
     return tables
 
 
@@ -98,9 +98,9 @@ def _pair_tables(group: str, figures: Figures) -> Iterator[MetricTable]:
     where = f"{group}: {figures['num_pairs']} pairs of {figures['num_prompts']} prompts"
     accuracy = figures["accuracy"]
     named = accuracy["scorings"] | accuracy["members"]
-    rows = [[name, _estimate(one)] for name, one in named.items()]
+    rows = [[name, estimate_cell(one)] for name, one in named.items()]
     rows.append(["members' average", f"{accuracy['members_average']:.3f}"])
-    rows += [[name, _estimate(one)] for name, one in accuracy["baselines"].items()]
+    rows += [[name, estimate_cell(one)] for name, one in accuracy["baselines"].items()]
     yield MetricTable(f"pair accuracy, {where}", ["", "accuracy"], rows)
     yield _calibration_table(where, figures["calibration"])
     yield _uncertainty_table(where, figures["uncertainty"], accuracy["scorings"]["mean"]["value"])
@@ -115,7 +115,7 @@ def _pair_tables(group: str, figures: Figures) -> Iterator[MetricTable]:
     if agreement["matrix"]:
         names = agreement["members"]
         rows = [[name, *(f"{x:.3f}" for x in line)] for name, line in zip(names, agreement["matrix"], strict=True)]
-        correlation = _number(agreement["mean_correlation"])
+        correlation = number_cell(agreement["mean_correlation"])
         yield MetricTable(f"share of pairs ordered alike (mean correlation {correlation}), {where}", ["", *names], rows)
 
 
@@ -136,9 +136,9 @@ def _uncertainty_table(where: str, figures: Figures, accuracy: float) -> MetricT
     rows = [
         [
             names[name],
-            _estimate(one["auroc"]),
-            _estimate(one["spearman"]),
-            _number(one["selective"] and one["selective"]["area"]),
+            estimate_cell(one["auroc"]),
+            estimate_cell(one["spearman"]),
+            number_cell(one["selective"] and one["selective"]["area"]),
         ]
         for name, one in figures.items()
     ]
@@ -156,7 +156,7 @@ def _accuracy_by_group(groups: dict[str, Figures]) -> MetricTable:
             [
                 name,
                 str(figures["num_pairs"]),
-                _estimate(accuracy["scorings"]["mean"]),
+                estimate_cell(accuracy["scorings"]["mean"]),
                 f"{accuracy['members_average']:.3f}",
                 *(f"{baselines[baseline]['value']:.3f}" for baseline in ("longer", "shorter", "random")),
             ]
@@ -169,44 +169,20 @@ def _style_tables(figures: Figures) -> Iterator[MetricTable]:
     prompts = sum(figures["num_prompts"].values())
     levels = [*reversed(LEVELS), "average"]
     rows = [
-        [name, *(_estimate(one[AVERAGE][level]) for level in levels)]
+        [name, *(estimate_cell(one[AVERAGE][level]) for level in levels)]
         for kind in ("scorings", "members", "baselines")
         for name, one in figures[kind].items()
     ]
     yield MetricTable(f"RM-Bench, mean over domains, {prompts} prompts", ["", *levels], rows)
     mean = figures["scorings"]["mean"]
     rows = [
-        [domain, str(number), *(_estimate(mean[domain][level]) for level in levels)]
+        [domain, str(number), *(estimate_cell(mean[domain][level]) for level in levels)]
         for domain, number in figures["num_prompts"].items()
     ]
     yield MetricTable("RM-Bench by domain, mode mean", ["domain", "prompts", *levels], rows)
     styles = figures["styles"]
     rows = [
-        [f"chosen {style}", *map(_number, line)] for style, line in zip(styles, mean[AVERAGE]["matrix"], strict=True)
+        [f"chosen {style}", *map(number_cell, line)]
+        for style, line in zip(styles, mean[AVERAGE]["matrix"], strict=True)
     ]
     yield MetricTable("RM-Bench matrix, mode mean", ["", *(f"rejected {style}" for style in styles)], rows)
-
-
-def _pool_table(group: str, figures: Figures) -> MetricTable:
-    sizes = list(figures["baselines"]["random"])
-    rows = [
-        [name, *(_estimate(by_size.get(size)) for size in sizes)]
-        for kind in ("scorings", "members", "baselines")
-        for name, by_size in figures[kind].items()
-    ]
-    sizes_of = dict.fromkeys((str(figures["smallest_pool"]), str(figures["largest_pool"])))
-    pool = f"{' to '.join(sizes_of)} candidates"
-    title = f"gold of the best of n, {group}: {figures['num_pools']} pools of {pool}"
-    return MetricTable(title, ["", *(f"n={size}" for size in sizes)], rows)
-
-
-def _estimate(one: Figures | None) -> str:
-    if one is None:
-        return "-"
-    if one["low"] is None:
-        return f"{one['value']:.3f}"
-    return f"{one['value']:.3f} [{one['low']:.3f}, {one['high']:.3f}]"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
