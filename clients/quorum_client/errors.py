@@ -13,9 +13,9 @@
     ├── DeadlineExceeded    504  deadline_exceeded     the caller's deadline passed
     ├── ConnectionFailed    -    connection_failed     client side: the server could not be reached
     ├── UnexpectedResponse  -    unexpected_response   client side: the answer is not Quorum's
-    ├── GeneratorError      502  generator_failed      the generator cannot be reached, failed, or is set up otherwise
-    │   ├── GeneratorRefused   422  generator_refused  the generator does not take this request
-    │   └── GenerationInvalid  502  generation_invalid the generator's answer is not one
+    ├── GeneratorError      -    generator_failed      client side: the generator cannot be reached or failed
+    │   ├── GeneratorRefused   -    generator_refused  the generator does not take this request
+    │   └── GenerationInvalid  -    generation_invalid the generator's answer is not one
     └── MissingExtra        -    missing_extra         client side: a package of an optional extra is not installed
 
 The same `code` is the field on the wire, the metric label, and what the client maps back to a class.
