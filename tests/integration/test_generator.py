@@ -62,7 +62,8 @@ def test_ids_and_logprobs_are_the_models(url: str, policy: Path) -> None:
     assert len(answer.completions) == 4
     for one in answer.completions:
         assert one.token_ids is not None
-        assert one.text == tokenizer.decode(one.token_ids, skip_special_tokens=True)
+        # vLLM leaves out a last character that is not whole.
+        assert one.text == tokenizer.decode(one.token_ids, skip_special_tokens=True).removesuffix("\ufffd")
         with torch.no_grad():
             logits = model(torch.tensor([prompt + list(one.token_ids)])).logits[0]
         expected = torch.log_softmax(logits[len(prompt) - 1 : -1], dim=-1)
