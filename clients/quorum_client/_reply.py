@@ -8,7 +8,7 @@ Receives nothing itself; what httpx raises meanwhile is put into the error tree 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -68,7 +68,7 @@ def parse_error(reply: Reply) -> QuorumError:
     except ValidationError:
         return _unexpected(reply, "is not Quorum's; check the address")
     error_type = ERRORS_BY_CODE.get(body.code) or _error_type_by_status(reply.status)
-    error = error_type(body.message, request_id=body.request_id, retry_after_s=_retry_after_s(reply.headers))
+    error = error_type(body.message, request_id=body.request_id, retry_after_s=retry_after_s(reply.headers))
     error.code = body.code
     error.status = reply.status
     error.retryable = body.retryable
@@ -87,7 +87,7 @@ def _unexpected(reply: Reply, problem: str) -> UnexpectedResponse:
     error = UnexpectedResponse(
         f"the answer (HTTP {reply.status}, {kind}) {problem}",
         request_id=reply.headers.get("x-request-id"),
-        retry_after_s=_retry_after_s(reply.headers),
+        retry_after_s=retry_after_s(reply.headers),
     )
     error.status = reply.status
     # A proxy in front of a restarting server answers with a page of its own: worth another try.
@@ -95,7 +95,8 @@ def _unexpected(reply: Reply, problem: str) -> UnexpectedResponse:
     return error
 
 
-def _retry_after_s(headers: httpx.Headers) -> float | None:
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Seconds by a Retry-After header; None where there is none in seconds. headers: any case, as httpx has them."""
     try:
         seconds = float(headers.get("retry-after", ""))
     except ValueError:

@@ -27,6 +27,7 @@ COMMAND_GROUP = "quorum.commands"
 # What `quorum --help` says of a subcommand without importing it.
 _SUMMARIES = {
     "score": "Score JSON lines against a server or a bundle.",
+    "best-of-n": "Pick the best of N candidates of every prompt.",
     "serve": "Serve an ensemble over HTTP.",
     "train": "Train an ensemble by a config file.",
     "import": "Make a bundle of reward models that you have.",

@@ -13,6 +13,9 @@
     ├── DeadlineExceeded    504  deadline_exceeded     the caller's deadline passed
     ├── ConnectionFailed    -    connection_failed     client side: the server could not be reached
     ├── UnexpectedResponse  -    unexpected_response   client side: the answer is not Quorum's
+    ├── GeneratorError      -    generator_failed      client side: the generator cannot be reached or failed
+    │   ├── GeneratorRefused   -    generator_refused  the generator does not take this request
+    │   └── GenerationInvalid  -    generation_invalid the generator's answer is not one
     └── MissingExtra        -    missing_extra         client side: a package of an optional extra is not installed
 
 The same `code` is the field on the wire, the metric label, and what the client maps back to a class.
@@ -128,6 +131,26 @@ class UnexpectedResponse(QuorumError):
 
     code = "unexpected_response"
     status = 502
+
+
+class GeneratorError(QuorumError):
+    """The generator cannot be reached, failed, or knows no such model, key or route; retryable where that may pass."""
+
+    code = "generator_failed"
+    status = 502
+
+
+class GeneratorRefused(GeneratorError):
+    """The generator does not take this request: a prompt that is too long, an option that it does not have."""
+
+    code = "generator_refused"
+    status = 422
+
+
+class GenerationInvalid(GeneratorError):
+    """The generator's answer is not one: unreadable, or with another number of completions than were asked for."""
+
+    code = "generation_invalid"
 
 
 class MissingExtra(QuorumError):

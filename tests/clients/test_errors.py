@@ -6,7 +6,14 @@ import quorum_client.errors as errors
 from quorum_client.errors import ERRORS_BY_CODE, QuorumError
 
 CLASSES = [cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, QuorumError)]
-CLIENT_SIDE = {"connection_failed", "unexpected_response", "missing_extra"}
+CLIENT_SIDE = {
+    "connection_failed",
+    "unexpected_response",
+    "missing_extra",
+    "generator_failed",
+    "generator_refused",
+    "generation_invalid",
+}
 
 
 def test_every_class_but_the_root_has_a_code_of_its_own() -> None:

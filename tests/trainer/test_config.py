@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from quorum_trainer.config import ConfigError, read_config
+from quorum_trainer.config import ConfigError, PhaseTwo, read_config
 
 BASE: dict[str, Any] = {
     "name": "toy", "kind": "lora", "backbone": "models/tiny", "phase2": {"lr": 1e-3},
@@ -90,3 +90,17 @@ def test_a_saved_config_reads_back(tmp_path: Path) -> None:
     saved.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_none=True)))
     assert config.phase1 is not None
     assert read_config(saved) == config
+
+
+@pytest.mark.parametrize(
+    ("options", "device", "expected"),
+    [
+        ({"order": "own"}, "cpu", 1),
+        ({"order": "own"}, "cuda", 5),
+        ({"order": "shared"}, "cpu", 5),
+        ({"order": "own", "members_at_once": 3}, "cpu", 3),
+        ({"order": "own", "members_at_once": 8}, "cuda", 5),
+    ],
+)
+def test_members_in_a_pass(options: dict[str, Any], device: str, expected: int) -> None:
+    assert PhaseTwo(lr=1e-4, **options).members_in_a_pass(5, device) == expected

@@ -25,7 +25,8 @@ PHASE: dict[str, Any] = {"epochs": 1, "batch_pairs": 8, "lr": 1e-3, "lora": {"ra
 @pytest.mark.parametrize("order", ["own", "shared"])
 @pytest.mark.parametrize("rate", [0.0, 0.2])
 def test_the_estimate_is_what_a_step_holds(rate: float, order: str, make_config: Callable[..., TrainConfig]) -> None:
-    config = make_config(phase2={**PHASE, "order": order, "lora": {"rank": 4, "dropout": rate}})
+    together = {"order": order, "members_at_once": 3}
+    config = make_config(phase2={**PHASE, **together, "lora": {"rank": 4, "dropout": rate}})
     base = find_base(config)
     pairs = load_data(config, base.encoder).train
     estimate, export = estimate_memory(config, base.start, pairs, torch.device("cpu")).stages
@@ -77,7 +78,8 @@ def test_dividing_a_batch_divides_its_activations(make_config: Callable[..., Tra
         changed = make_config(phase2={**PHASE, **changes})
         return estimate_memory(changed, base.start, pairs, torch.device("cpu")).stages[0].activations
 
-    whole = activations()
+    whole = activations(members_at_once=3)
+    assert activations() == activations(members_at_once=1)  # what a CPU does with orders of their own
     assert activations(members_at_once=1) == pytest.approx(whole / 3, rel=0.01)
     assert activations(micro_batch_pairs=2) < whole / 3
 

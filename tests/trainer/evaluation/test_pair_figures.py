@@ -7,7 +7,7 @@ from statistics import stdev
 import numpy as np
 import pytest
 
-from quorum_trainer.evaluation.pair_figures import Pairs, pair_figures
+from quorum_trainer.evaluation.pair_figures import Pairs, pair_figures, relative_spread
 from quorum_trainer.evaluation.scorings import MEAN, Scoring
 from tests.trainer.evaluation.scored_rows import scored_row
 
@@ -61,6 +61,20 @@ def test_uncertainty_is_of_the_margin_and_of_the_scores() -> None:
     # 2.12, equal 1.414, below 0: (1 + 0.5 + 0) / 3.
     assert uncertainty["margin_std"]["auroc"]["value"] == pytest.approx(0.5)
     assert uncertainty["closeness"]["auroc"]["value"] == 1.0
+    # Against the size of the mean margin: 1.41 of 3, 2.12 of 0.5, 0 of 1, 1.41 of 0; two of three wrong ones lie above.
+    relative = [one / (one + size) for one, size in zip(margin_std, (3, 0.5, 1, 0), strict=True)]
+    measured = [one["uncertainty_mean"] for one in uncertainty["relative_std"]["deciles"]]
+    assert measured == pytest.approx(sorted(relative))
+    assert uncertainty["relative_std"]["auroc"]["value"] == pytest.approx(2 / 3)
+
+
+def test_relative_spread_ranks_as_the_ratio_does() -> None:
+    rng = np.random.default_rng(0)
+    spread, mean = rng.random(50), rng.normal(size=50)
+    ranks = np.argsort(relative_spread(spread, mean))
+    assert ranks.tolist() == np.argsort(spread / np.abs(mean)).tolist()
+    # No spread: certain; no mean: as uncertain as can be, also where all members call it a tie.
+    assert relative_spread(np.array([0.0, 2.0, 0.0]), np.array([-1.0, 0.0, 0.0])).tolist() == [0.0, 1.0, 1.0]
 
 
 def test_an_offset_of_a_prompt_moves_score_std_and_not_margin_std() -> None:
@@ -75,7 +89,7 @@ def test_an_offset_of_a_prompt_moves_score_std_and_not_margin_std() -> None:
 def test_one_member_has_no_spread_and_says_so() -> None:
     rows = [scored_row([[1, 0]], prompt="a"), scored_row([[0, 1]], prompt="b")]
     figures = pair_figures(rows, [MEAN], 1.0, ["m00"])["all"]
-    for name in ("margin_std", "score_std"):
+    for name in ("margin_std", "score_std", "relative_std"):
         assert figures["uncertainty"][name]["auroc"] is None
         assert "one member" in figures["uncertainty"][name]["reason"]
     assert figures["uncertainty"]["closeness"]["deciles"]

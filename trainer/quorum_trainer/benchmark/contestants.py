@@ -23,7 +23,7 @@ from quorum_model.attention import ATTENTION_NAME
 from quorum_model.backbone import Backbone, load_backbone
 from quorum_model.model import EnsembleModel
 from quorum_model.packing import PACKING_KEYWORD, pack, pool
-from quorum_trainer.config import Layers, LoraOptions, LossOptions, Optimisation
+from quorum_trainer.config import Layers, LoraOptions, LossOptions, Optimisation, PhaseTwo
 from quorum_trainer.data import EncodedPair
 from quorum_trainer.training.batches import Batch, PairOrders
 from quorum_trainer.training.draws import adapted_modules, draw_adapter, draw_head
@@ -67,14 +67,16 @@ class Task:
 
 
 def folded(task: Task) -> Callable[[], list[float]]:
-    """All members in one pass."""
+    """All members, as many in one pass as `quorum train` takes."""
     backbone = load_backbone(task.folder)
     starts = [task.start(backbone, member) for member in range(task.members)]
     model = EnsembleModel(backbone, [adapter for adapter, _ in starts], [head for _, head in starts], "mean")
     trainables = trainables_of(model, backbone=False)
     optimizer = make_optimizer(trainables, _OPTIONS)
     orders = task.orders(range(task.members))
-    settings = StepSettings(clip=_OPTIONS.clip, loss=_LOSS)
+    phase = PhaseTwo(lr=_OPTIONS.lr, order="shared" if task.shared_order else "own")
+    at_once = phase.members_in_a_pass(task.members, model.device.type)
+    settings = StepSettings(clip=_OPTIONS.clip, loss=_LOSS, members_at_once=at_once)
 
     def work() -> list[float]:
         losses: list[float] = []

@@ -128,11 +128,12 @@ def calibration(margins: FloatArray, clusters: IntArray, tau: float) -> dict[str
 
 
 def uncertainty(pairs: Pairs, clusters: IntArray) -> dict[str, Any]:
-    """What three measures of uncertainty know of the mean's errors.
+    """What four measures of uncertainty know of the mean's errors.
 
     margin_std: std over members of the margin, free of the offsets between prompts. score_std: the mean of the two
     sides' std. closeness: minus the size of the mean margin, the measure that a single model has too, and that a std
-    must beat to be worth its cost.
+    must beat to be worth its cost. relative_std: margin_std against that size, see `relative_spread`; members whose
+    scales differ disagree most where margins are large, so margin_std alone grows with the margin.
     """
     margins = pairs.margins
     mean_margin = margins.mean(axis=0)
@@ -141,9 +142,19 @@ def uncertainty(pairs: Pairs, clusters: IntArray) -> dict[str, Any]:
         "margin_std": spread,
         "score_std": None if sides is None else sides.mean(axis=1),
         "closeness": -np.abs(mean_margin),
+        "relative_std": None if spread is None else relative_spread(spread, mean_margin),
     }
     shares = win_shares(mean_margin)
     return {name: _measure(values, shares, clusters) for name, values in measures.items()}
+
+
+def relative_spread(spread: FloatArray, mean: FloatArray) -> FloatArray:
+    """Spread / (spread + |mean|), 0 to 1: ranks as spread / |mean| does, and is finite where the mean is 0.
+
+    Where both are 0, all members call it a tie: 1, nothing is less certain. Any shape.
+    """
+    total = spread + np.abs(mean)
+    return np.asarray(np.divide(spread, total, out=np.ones_like(total), where=total > 0))
 
 
 def _measure(values: FloatArray | None, shares: FloatArray, clusters: IntArray) -> dict[str, Any]:

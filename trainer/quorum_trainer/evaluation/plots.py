@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from quorum_trainer.evaluation.groups import ALL
-from quorum_trainer.evaluation.palette import BLUE, GREEN, GREY, ORANGE
+from quorum_trainer.evaluation.palette import BLUE, GREEN, GREY, ORANGE, PINK
 from quorum_trainer.evaluation.pool_plots import draw_pools
 
 Figures = dict[str, Any]
@@ -25,6 +25,7 @@ _MEASURES = {
     "margin_std": ("std of the margin", BLUE),
     "score_std": ("std of the scores", ORANGE),
     "closeness": ("closeness of the mean margin to 0", GREEN),
+    "relative_std": ("std of the margin / its size", PINK),
 }
 
 

@@ -12,8 +12,8 @@ Keys (figures are shares or in units of gold; intervals are 95 %, by a bootstrap
     pairs        null or {group: {num_pairs, num_prompts,
                    accuracy     {scorings {label: E}, members {name: E}, members_average, baselines {name: E}},
                    calibration  {bundle | cross_fitted: {tau | taus, ece, brier, nll, bins}, reason},
-                   uncertainty  {margin_std | score_std | closeness: {auroc: E, spearman: E, deciles, selective,
-                     reason}},
+                   uncertainty  {margin_std | score_std | closeness | relative_std: {auroc: E, spearman: E, deciles,
+                     selective, reason}},
                    agreement    {members, matrix, mean_correlation, reason}}}
     rm_bench     null or {styles, num_prompts {domain}, scorings | members | baselines {name: {domain | average:
                    {easy | normal | hard | average: E, matrix}}}}

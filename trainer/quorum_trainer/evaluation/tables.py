@@ -132,7 +132,12 @@ def _calibration_table(where: str, figures: Figures) -> MetricTable:
 
 
 def _uncertainty_table(where: str, figures: Figures, accuracy: float) -> MetricTable:
-    names = {"margin_std": "margin std", "score_std": "score std", "closeness": "closeness of the mean"}
+    names = {
+        "margin_std": "margin std",
+        "score_std": "score std",
+        "closeness": "closeness of the mean",
+        "relative_std": "margin std / size of the mean",
+    }
     rows = [
         [
             names[name],

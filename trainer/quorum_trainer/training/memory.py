@@ -122,7 +122,8 @@ def _stage(
     saved = _saved_bytes(model, num_members if own_rows else 1, autocast_dtype(config) if in_full else None)
     name = "phase 2" if isinstance(options, PhaseTwo) else "a member" if config.kind == "singles" else "phase 1"
     tokens = longest_batch(pairs, _pairs_at_once(options))
-    share = _members_at_once(options, num_members) / num_members
+    together = options.members_in_a_pass(num_members, device.type) if isinstance(options, PhaseTwo) else num_members
+    share = together / num_members
     return StageMemory(name, 0 if in_full else backbone_bytes, trained, int(saved / _PROBE_TOKENS * tokens * share))
 
 
@@ -135,11 +136,6 @@ def _copies(config: TrainConfig, options: PhaseOne | PhaseTwo) -> int:
 
 def _pairs_at_once(options: Optimisation) -> int:
     return min(options.micro_batch_pairs or options.batch_pairs, options.batch_pairs)
-
-
-def _members_at_once(options: Optimisation, num_members: int) -> int:
-    chosen = options.members_at_once if isinstance(options, PhaseTwo) else None
-    return min(chosen or num_members, num_members)
 
 
 def _bytes(tensor: Tensor) -> int:

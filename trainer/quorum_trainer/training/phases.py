@@ -212,7 +212,9 @@ def _settings(
         clip=options.clip,
         loss=run.config.loss,
         micro_batch_pairs=options.micro_batch_pairs,
-        members_at_once=options.members_at_once if isinstance(options, PhaseTwo) else None,
+        members_at_once=(
+            options.members_in_a_pass(num_members, run.device.type) if isinstance(options, PhaseTwo) else None
+        ),
         anchor=diversity.anchor,
         nuclear_norm=diversity.nuclear_norm,
         first=first,
