@@ -10,7 +10,7 @@ GENERATOR_ARGS ?=
 PIP_VERSION := pip>=25.1,<26
 TESTS ?= tests
 
-.PHONY: install serve test test-slow test-contract contract-clients generator generator-env lint format check clean help
+.PHONY: install serve test test-slow test-contract contract-clients generator generator-env experiments-bon lint format check clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -66,6 +66,10 @@ generator: generator-env  ## serve a local causal model: make generator MODEL=./
 	@test -n "$(MODEL)" || { echo "say which: make generator MODEL=./my-policy" >&2; exit 2; }
 	env $(GENERATOR_ENV) $(GENERATOR)/bin/python -m vllm.entrypoints.openai.api_server --model $(MODEL) \
 	  --served-model-name base --host 127.0.0.1 --port $(GENERATOR_PORT) $(GENERATOR_ARGS)
+
+# About ten hours of one core; goes on where it stopped. Units whose scores are committed are not trained again.
+experiments-bon: install  ## whether an ensemble picks better answers (needs QUORUM_DATA)
+	$(BIN)/python experiments/best_of_n/run.py --out runs/best_of_n
 
 lint: install  ## format, lint and types
 	$(BIN)/ruff format --check .
