@@ -259,6 +259,18 @@ def test_another_version_is_not_mixed_into_a_file(generator: FakeGenerator, rank
     assert out.read_bytes() == before
 
 
+@pytest.mark.parametrize("content", ["my only notes", "{}\n", "[1]\n", '{"prompt_id": 3}\n', '{"prompt_i'])
+def test_another_file_is_left_as_it_is(
+    generator: FakeGenerator, ranker: FakeRanker, tmp_path: Path, content: str
+) -> None:
+    out, is_torn = tmp_path / "out.jsonl", content == '{"prompt_i'
+    out.write_text(content)
+    args = ("--prompts", write(tmp_path / "p.jsonl", PROMPTS), "--out", out, "--generator-url", generator.url, "--n", 2)
+    result = run(ranker, *args)
+    assert result.exit_code == (0 if is_torn else 1), result.output
+    assert (out.read_text() == content) is not is_torn
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -19,6 +19,9 @@ from quorum_client.best_of_n.record import Asked, Record
 from quorum_client.commands.score_output import CannotResume
 from quorum_client.errors import QuorumError
 
+_OPENING = b'{"prompt_id": "'
+"""Of every record: a line that was cut off is known by it."""
+
 
 class OriginChanged(QuorumError):
     """The server answers by another ensemble, mode or centring than the records before; the answer is not written."""
@@ -98,6 +101,8 @@ def open_journal(path: Path, tasks: Sequence[PromptTask], asked: Asked | None, r
     kept, size = [], 0
     for number, raw in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
         if not raw.endswith(b"\n"):
+            if raw[: len(_OPENING)] != _OPENING[: len(raw)]:
+                raise CannotResume(path, f"line {number} is not the beginning of a record")
             break
         record = _read(path, number, raw)
         task = prompts.get(record.prompt_id)
