@@ -53,11 +53,8 @@ class FoldedLinear(nn.Module):
         """When set, the layer is that member's alone, for any batch shape: how unpackable backbones are run."""
         self.members: slice = ALL_MEMBERS
         """The members that run: training takes some at a time where memory is short."""
-
-    @property
-    def num_members(self) -> int:
-        """K, of those that run."""
-        return len(range(*self.members.indices(self.a.shape[0])))
+        self.num_members: int = a.shape[0]
+        """K, of those that run; counted when they are set, since a compiled layer cannot count a slice."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(K, T, d_in) or (1, T, d_in) -> (K, T, d_out); with `only_member`, (..., d_in) -> (..., d_out)."""
@@ -85,9 +82,9 @@ class FoldedLinear(nn.Module):
         """The base product added to the updates before it is rounded."""
         base: Any = self.base
         b = self.b[self.members].to(low.dtype)
-        y = torch.bmm(low, b)
         weight = base.weight.t() if isinstance(base, nn.Linear) else base.weight
-        y.view(-1, y.shape[2]).addmm_(x.reshape(-1, x.shape[2]), weight)
+        accumulate = compiled_accumulate if torch.compiler.is_compiling() else accumulate_product
+        y: Tensor = accumulate(low, b, x, weight)
         # Last: an update added to a large bias would be lost as in a large product, and the bias is the same for all.
         return y if base.bias is None else y.add_(base.bias)
 
@@ -95,6 +92,22 @@ class FoldedLinear(nn.Module):
         y: Tensor = self.base(x)
         low = (x @ self.a[member].to(x.dtype)) * self.scaling[member]
         return y + low.to(y.dtype) @ self.b[member].to(y.dtype)
+
+
+def accumulate_product(low: Tensor, b: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """`low` (K, T, r) B (K, r, d_out) + x (K, T, d_in) W (d_in, d_out), rounded to the update and then to the sum."""
+    y = torch.bmm(low, b)
+    y.view(-1, y.shape[2]).addmm_(x.reshape(-1, x.shape[2]), weight)
+    return y
+
+
+# A compiler would copy the update before it adds to it, or add it to a product that is rounded already.
+compiled_accumulate = torch.library.custom_op("quorum::accumulate_product", accumulate_product, mutates_args=())
+
+
+@compiled_accumulate.register_fake
+def _shape_of_product(low: Tensor, b: Tensor, _x: Tensor, _weight: Tensor) -> Tensor:
+    return low.new_empty(low.shape[0], low.shape[1], b.shape[2])
 
 
 def features_of(base: nn.Module) -> tuple[int, int]:
@@ -157,6 +170,7 @@ def set_members(layers: Iterable[FoldedLinear], members: slice) -> None:
     """Let only these members run."""
     for layer in layers:
         layer.members = members
+        layer.num_members = len(range(*members.indices(layer.a.shape[0])))
 
 
 def set_only_member(layers: Iterable[FoldedLinear], member: int | None) -> None:

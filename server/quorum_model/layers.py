@@ -1,6 +1,7 @@
-"""Which linear layers of a backbone lie in which of its transformer layers, and how parts of the stack are called.
+"""A backbone's transformer layers: the modules, which linear layers are whose, and how parts of the stack are called.
 
-    Backbone  --linears_by_layer-->  {layer: names}      "top-half"  --top_layers-->  which layers
+    Backbone  --layer_modules-->  the layers from the bottom      --linears_by_layer-->  {layer: names}
+    "top-half"  --top_layers-->  which layers
 
 Knows nothing of adapters or members.
 """
@@ -9,6 +10,8 @@ from __future__ import annotations
 
 import math
 import re
+
+from torch import nn
 
 from quorum_model.backbone import Backbone
 from quorum_model.folded import is_linear
@@ -19,6 +22,12 @@ TOP_FRACTIONS = {"all": 1.0, "top-half": 1 / 2, "top-third": 1 / 3, "top-sixth":
 def num_layers(backbone: Backbone) -> int:
     """How many transformer layers the body has."""
     return int(backbone.body.config.get_text_config().num_hidden_layers)
+
+
+def layer_modules(backbone: Backbone) -> nn.ModuleList | None:
+    """The body's transformer layers from the bottom, or None where they are not in one list of that length."""
+    lists = [module for module in backbone.body.modules() if isinstance(module, nn.ModuleList)]
+    return next((module for module in lists if len(module) == num_layers(backbone)), None)
 
 
 def top_layers(count: int, fraction: float) -> range:

@@ -23,6 +23,7 @@ from quorum_model.bundle.golden import GoldenItem, check_apart, read_golden
 from quorum_model.bundle.parts import read_heads
 from quorum_model.bundle.read import Bundle
 from quorum_model.casting import cast_weights
+from quorum_model.compiled import compile_layers, pays_to_compile
 from quorum_model.errors import BundleCorrupt, BundleError, HeadMissing, SelfTestFailed, Unsupported
 from quorum_model.member_scorer import MemberScorer, is_out_of_memory
 from quorum_model.model import EnsembleModel
@@ -150,7 +151,10 @@ def load_scoring_model(
     """The ensemble of a bundle in memory; the self-test is the caller's."""
     if bundle.manifest.kind == "singles":
         return _load_singles(bundle, dtype, device)
-    return load_ensemble_model(bundle, dtype, device, backbones)
+    model = load_ensemble_model(bundle, dtype, device, backbones)
+    if pays_to_compile(device, dtype):
+        compile_layers(model)
+    return model
 
 
 def load_ensemble_model(
@@ -221,8 +225,10 @@ def _load_singles(bundle: Bundle, dtype: torch.dtype, device: torch.device) -> S
                 f"{models[0].backbone.vocab_size}: they cannot have one tokenizer"
             )
         cast_weights(backbone.model, dtype, device)
-        models.append(EnsembleModel(backbone, None, [head], manifest.pooling))
-    return SinglesModel(models).eval().requires_grad_(False)
+        models.append(EnsembleModel(backbone, None, [head], manifest.pooling).eval().requires_grad_(False))
+        if pays_to_compile(device, dtype):
+            compile_layers(models[-1])
+    return SinglesModel(models).eval()
 
 
 def _require_positions(backbone: Backbone, max_length: int, whose: str = "") -> None:

@@ -30,7 +30,8 @@ from quorum_model.folded import (
     set_only_member,
 )
 from quorum_model.heads import StackedHeads
-from quorum_model.narrowing import LastLayer, last_layer_of
+from quorum_model.layers import layer_modules, num_layers
+from quorum_model.narrowing import LastLayer
 from quorum_model.packing import PACKING_KEYWORD, PackedBatch, Pooling, Rows, pack, packing_of, pool
 from quorum_model.packing_trial import why_not_packed
 from quorum_model.prefixes import PrefixForest
@@ -116,6 +117,10 @@ class EnsembleModel(nn.Module):
         """Whether a forest may begin with stored blocks: their hidden states are gone, so nothing pools them."""
         return self.shares_prefixes and self.pooling == "last"
 
+    def narrows(self, layer: nn.Module) -> bool:
+        """Whether this layer computes pooled tokens alone, by hooks on its modules."""
+        return self._last_layer is not None and self._last_layer.layer is layer
+
     def forward(self, rows: Rows, members: slice = ALL_MEMBERS) -> Tensor:
         """Raw scores (K, N), before calibration, in the heads' dtype.
 
@@ -169,7 +174,7 @@ class EnsembleModel(nn.Module):
                 hidden = self.run_packed(batch)
         else:
             hidden = self.run_packed(batch)
-        layers = self.backbone.body.config.get_text_config().num_hidden_layers
+        layers = num_layers(self.backbone)
         if batch.packing.num_attention_calls != layers:
             raise RuntimeError(
                 f"packed attention ran {batch.packing.num_attention_calls} times in {layers} layers: sequences may "
@@ -242,11 +247,10 @@ class EnsembleModel(nn.Module):
 
     def _narrow_last_layer(self) -> LastLayer | None:
         """Where pooling takes one token a sequence, the last layer need not compute the others."""
-        body = self.backbone.body
-        layer = last_layer_of(body, body.config.get_text_config().num_hidden_layers)
-        if self.attention != "packed" or self.pooling == "mean" or layer is None:
+        layers = layer_modules(self.backbone)
+        if self.attention != "packed" or self.pooling == "mean" or layers is None:
             return None
-        last = LastLayer(layer, self.pooling)
+        last = LastLayer(layers[-1], self.pooling)
         batch = pack([self.probe_row()], position_offset=self.backbone.position_offset, device=self.device)
         with torch.no_grad():
             last.find_modules(batch, lambda: self.run_packed(batch))

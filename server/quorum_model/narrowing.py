@@ -31,7 +31,7 @@ class LastLayer:
     """
 
     def __init__(self, layer: nn.Module, pooling: Literal["last", "first"]) -> None:
-        self._layer = layer
+        self.layer = layer
         self._pooling: Literal["last", "first"] = pooling
         self._current: tuple[Narrowed, int] | None = None
         self._ran: set[nn.Module] = set()
@@ -62,7 +62,7 @@ class LastLayer:
         """
         args, kwargs = self._arguments_of(run)
         expected = self._pooled(args, kwargs, batch)
-        waiting = list(self._layer.named_children())
+        waiting = list(self.layer.named_children())
         while waiting:
             name, module = waiting.pop(0)
             if next(module.parameters(), None) is None:
@@ -82,7 +82,7 @@ class LastLayer:
 
     def _arguments_of(self, run: Callable[[], object]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        handle = self._layer.register_forward_pre_hook(
+        handle = self.layer.register_forward_pre_hook(
             lambda _m, args, kwargs: seen.append((args, kwargs)), with_kwargs=True
         )
         run()
@@ -92,7 +92,7 @@ class LastLayer:
         return seen[0]
 
     def _pooled(self, args: tuple[Any, ...], kwargs: dict[str, Any], batch: PackedBatch) -> Tensor:
-        out = self._layer(*args, **{**kwargs, PACKING_KEYWORD: Packing(batch.packing.rows)})
+        out = self.layer(*args, **{**kwargs, PACKING_KEYWORD: Packing(batch.packing.rows)})
         hidden: Tensor = out if isinstance(out, Tensor) else out[0]
         return hidden[:, pooled_tokens(batch.packing, self._pooling)[0]]
 
@@ -131,9 +131,3 @@ class LastLayer:
             raise TypeError("not a vector a token")
         whole = out.new_full((out.shape[0], width, out.shape[2]), narrowed.fill)
         return whole.index_copy_(1, narrowed.tokens, out)
-
-
-def last_layer_of(body: nn.Module, num_layers: int) -> nn.Module | None:
-    """The last of a body's layers, or None where they are not in one list of that length."""
-    lists = [module for module in body.modules() if isinstance(module, nn.ModuleList) and len(module) == num_layers]
-    return lists[0][-1] if lists else None

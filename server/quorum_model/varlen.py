@@ -11,8 +11,10 @@ Shapes: `T` packed tokens, `H` heads, `H_kv` key heads, `D` head size.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +23,11 @@ from torch.nn.attention.varlen import varlen_attn
 from quorum_model.packing import Packing
 from quorum_model.prefix_store import BLOCK_TOKENS, Block
 
+# A score must not depend on its companions, and splits of the keys would depend on the longest sequence. PyTorch before
+# 2.13 has no such option: there the kernel splits for passes of one query a sequence alone, and takes fewer key heads
+# than query heads unasked.
+_HAS_OPTIONS = "num_splits" in inspect.signature(varlen_attn).parameters
+_FEWEST_QUERIES = 2
 _DTYPES = (torch.bfloat16, torch.float16)
 _LARGEST_HEAD = 256
 
@@ -106,18 +113,18 @@ def attend_varlen(
         values = torch.cat([flat_value, *(_flat(block.values[layer]) for block in plan.stored)])
         flat_key, flat_value = keys[plan.key_index], values[plan.key_index]
     reach = -1 if window is None else window - 1
+    options: dict[str, Any] = {"enable_gqa": key.shape[1] != query.shape[1], "num_splits": 1} if _HAS_OPTIONS else {}
     out = varlen_attn(
         flat_query,
         flat_key,
         flat_value,
         plan.query_ends,
         plan.key_ends,
-        plan.longest_query,
+        max(plan.longest_query, _FEWEST_QUERIES),
         plan.longest_key,
         scale=scaling,
         window_size=(reach, 0 if is_causal else reach),
-        enable_gqa=key.shape[1] != query.shape[1],
-        num_splits=1,  # splits depend on the longest sequence: a score must not depend on its companions
+        **options,
     )
     assert isinstance(out, Tensor)
     return out.view(rows, width, heads, size)

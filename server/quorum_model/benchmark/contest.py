@@ -19,7 +19,9 @@ import torch
 from numpy.typing import NDArray
 
 from quorum_model.benchmark.padded import PaddedPeft
+from quorum_model.benchmark.padding_free import PaddingFreePeft
 from quorum_model.benchmark.random_ensemble import BenchKind, Layers, RandomEnsemble, draw_ensemble
+from quorum_model.benchmark.score_result import RATIOS
 from quorum_model.benchmark.vllm_peer import VllmPeer
 from quorum_model.bundle.read import Bundle
 from quorum_model.errors import PeerFailed
@@ -87,8 +89,9 @@ class Contest:
 
     @property
     def reference(self) -> str:
-        """The contestant whose scores are right by definition: PEFT in fp32 where it competes."""
-        return "peft_sequential" if "peft_sequential" in self.runs else "quorum"
+        """The contestant whose scores are right by definition: PEFT, in fp32 where that competes."""
+        peers = ("peft_sequential", "peft_sequential_same_dtype")
+        return next((name for name in peers if name in self.runs), "quorum")
 
 
 def enter(task: Task, folder: Path, stack: ExitStack) -> Contest:
@@ -113,8 +116,9 @@ def enter(task: Task, folder: Path, stack: ExitStack) -> Contest:
 
 def _enter_peft(contest: Contest, task: Task, folder: Path) -> None:
     if task.kind == "linear":
-        for name in ("ratio_peft_sequential", "ratio_peft_sequential_same_dtype", "ratio_peft_mixed_batch"):
-            contest.reasons[name] = "members of kind linear have no adapters"
+        for name in RATIOS:
+            if name != "ratio_vllm":
+                contest.reasons[name] = "members of kind linear have no adapters"
         return
     adapters = contest.ensemble.write_adapters(folder / "adapters")
     budgets = contest.details["peft_token_budget"] = {}
@@ -124,17 +128,37 @@ def _enter_peft(contest: Contest, task: Task, folder: Path) -> None:
         budgets[dtype] = peer.fastest_budget(task.sequences)
         return peer, budgets[dtype]
 
-    exact, exact_budget = load("float32")
-    contest.add("peft_sequential", "float32", lambda: exact.one_after_another(task.sequences, exact_budget))
-    peer, budget = (exact, exact_budget) if task.dtype == "float32" else load(task.dtype)
-    if peer is not exact:
-        contest.add("peft_sequential_same_dtype", task.dtype, lambda: peer.one_after_another(task.sequences, budget))
+    peer, budget = load(task.dtype)
+    name = "peft_sequential" if task.dtype == "float32" else "peft_sequential_same_dtype"
+    contest.add(name, task.dtype, lambda: peer.one_after_another(task.sequences, budget))
+    if task.dtype != "float32" and task.device.type == "cuda":
+        contest.reasons["ratio_peft_sequential"] = "on CUDA nobody scores in fp32; --dtype float32 measures it"
+    elif task.dtype != "float32":
+        exact, exact_budget = load("float32")
+        contest.add("peft_sequential", "float32", lambda: exact.one_after_another(task.sequences, exact_budget))
+    _enter_users_of_a_gpu(contest, task, adapters, peer)
     try:
         peer.mixed(task.sequences[:2], budget)
     except (TypeError, ValueError) as error:  # heads or layers that PEFT does not mix
         contest.reasons["ratio_peft_mixed_batch"] = f"PEFT refuses a mixed batch here: {error}"
         return
     contest.add("peft_mixed_batch", task.dtype, lambda: peer.mixed(task.sequences, budget))
+
+
+def _enter_users_of_a_gpu(contest: Contest, task: Task, adapters: list[Path], padded: PaddedPeft) -> None:
+    """How PEFT is run on a GPU by those who know its kernels, and by those who take batches as they come."""
+    if task.device.type != "cuda":
+        for name in ("ratio_peft_padding_free", "ratio_peft_padded_unsorted"):
+            contest.reasons[name] = "competes on CUDA alone"
+        return
+    packed = PaddingFreePeft(
+        task.backbone, adapters, dtype=DTYPES[task.dtype], device=task.device, pooling=contest.ensemble.pooling
+    )
+    budget, size = packed.fastest_budget(task.sequences), padded.fastest_batch_size(task.sequences)
+    contest.details["peft_padding_free_token_budget"] = budget
+    contest.details["peft_padded_unsorted_batch_size"] = size
+    contest.add("peft_padding_free", task.dtype, lambda: packed.one_after_another(task.sequences, budget))
+    contest.add("peft_padded_unsorted", task.dtype, lambda: padded.in_given_order(task.sequences, size))
 
 
 def _enter_vllm(contest: Contest, task: Task, folder: Path, stack: ExitStack) -> None:

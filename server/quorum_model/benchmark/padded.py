@@ -1,6 +1,8 @@
-"""The peers that everyone has: a PEFT model over padded batches of similar length, as plain Transformers runs it.
+"""The peers that everyone has: a PEFT model over padded batches, as plain Transformers runs it.
 
     token ids  --one member after another, or all in one mixed batch-->  raw scores (K, B)
+
+Batches of similar length as one plans them who cares, or in the order given as many do.
 
 Weights, tokens and pooling are those of the ensemble; nothing of the engine is used. Knows no time.
 """
@@ -22,8 +24,10 @@ from torch import Tensor
 from quorum_model.benchmark.random_ensemble import load_whole_model
 from quorum_model.errors import Unsupported
 
-TOKEN_BUDGETS = (512, 2048, 8192)
+TOKEN_BUDGETS = {"cpu": (512, 2048, 8192), "cuda": (8192, 32768, 131072)}
 """Padded tokens of a batch that a peer may choose from."""
+BATCH_SIZES = (8, 32, 128)
+"""Sequences of a batch that a peer may choose from that takes them as they come."""
 
 
 def plan_padded(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
@@ -61,14 +65,7 @@ class PaddedPeft:
         self._names = [folder.name for folder in adapters]
         self._device = device
         base = load_whole_model(backbone, dtype)
-        # Left at its default, PEFT would run bf16 models with fp32 adapters, at twice the cost of casts.
-        load: dict[str, Any] = {"autocast_adapter_dtype": False}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PEFT remarks on Conv1D
-            model = PeftModel.from_pretrained(base, str(adapters[0]), adapter_name=self._names[0], **load)
-            for name, folder in zip(self._names[1:], adapters[1:], strict=True):
-                model.load_adapter(str(folder), adapter_name=name, **load)
-        self._model: Any = model.to(device).eval()
+        self._model: Any = wrap_in_peft(base, adapters).to(device).eval()
         self._pad_id = _pad_id(base, sequences)
         base.config.pad_token_id = self._pad_id
 
@@ -76,13 +73,23 @@ class PaddedPeft:
         """Raw scores (K, B): each member over all batches."""
         return np.stack([self.one(index, sequences, token_budget) for index in range(len(self._names))])
 
+    def in_given_order(self, sequences: Sequence[Sequence[int]], batch_size: int) -> NDArray[np.float32]:
+        """Raw scores (K, B), each member over batches of the sequences as they come."""
+        places = list(range(len(sequences)))
+        batches = [places[first : first + batch_size] for first in range(0, len(places), batch_size)]
+        return np.stack([self._run(index, sequences, batches) for index in range(len(self._names))])
+
     def one(self, member: int, sequences: Sequence[Sequence[int]], token_budget: int) -> NDArray[np.float32]:
         """Raw scores (B,) of one member."""
+        return self._run(member, sequences, plan_padded([len(sequence) for sequence in sequences], token_budget))
+
+    def _run(
+        self, member: int, sequences: Sequence[Sequence[int]], batches: Sequence[Sequence[int]]
+    ) -> NDArray[np.float32]:
         self._model.set_adapter(self._names[member])
-        batches = plan_padded([len(sequence) for sequence in sequences], token_budget)
         with torch.inference_mode():
             scores = [self._model(**self._pad(sequences, batch)).logits.flatten() for batch in batches]
-        row: NDArray[np.float32] = _in_order(torch.cat(scores)[None], batches)[0]
+        row: NDArray[np.float32] = in_order(torch.cat(scores)[None], batches)[0]
         return row
 
     def mixed(self, sequences: Sequence[Sequence[int]], token_budget: int) -> NDArray[np.float32]:
@@ -95,12 +102,18 @@ class PaddedPeft:
                 inputs = {name: tensor.repeat(members, 1) for name, tensor in self._pad(sequences, batch).items()}
                 names = [name for name in self._names for _ in batch]
                 scores.append(self._model(**inputs, adapter_names=names).logits.view(members, len(batch)))
-        return _in_order(torch.cat(scores, dim=1), batches)
+        return in_order(torch.cat(scores, dim=1), batches)
 
     def fastest_budget(self, sequences: Sequence[Sequence[int]]) -> int:
         """The batch size at which one member is fastest on a sample of the sequences: a peer is run at its best."""
         sample = [sequences[index] for index in range(0, len(sequences), max(len(sequences) // 64, 1))]
-        return min(TOKEN_BUDGETS, key=lambda budget: _seconds(lambda: self.one(0, sample, budget)))
+        budgets = TOKEN_BUDGETS[self._device.type]
+        return min(budgets, key=lambda budget: seconds_of(lambda: self.one(0, sample, budget)))
+
+    def fastest_batch_size(self, sequences: Sequence[Sequence[int]]) -> int:
+        """The same for batches in the given order."""
+        sample = sequences[: 2 * max(BATCH_SIZES)]
+        return min(BATCH_SIZES, key=lambda size: seconds_of(lambda: self.in_given_order(sample, size)))
 
     def _pad(self, sequences: Sequence[Sequence[int]], batch: Sequence[int]) -> dict[str, Tensor]:
         width = max(len(sequences[index]) for index in batch)
@@ -110,6 +123,18 @@ class PaddedPeft:
             ids[row, : len(sequences[index])] = torch.tensor(sequences[index])
             mask[row, : len(sequences[index])] = 1
         return {"input_ids": ids.to(self._device), "attention_mask": mask.to(self._device)}
+
+
+def wrap_in_peft(base: Any, adapters: Sequence[Path]) -> Any:
+    """The model with every adapter loaded, each under its folder's name, in the model's own dtype."""
+    # Left at its default, PEFT would run bf16 models with fp32 adapters, at twice the cost of casts.
+    load: dict[str, Any] = {"autocast_adapter_dtype": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT remarks on Conv1D
+        model = PeftModel.from_pretrained(base, str(adapters[0]), adapter_name=adapters[0].name, **load)
+        for folder in adapters[1:]:
+            model.load_adapter(str(folder), adapter_name=folder.name, **load)
+    return model
 
 
 def _pad_id(base: Any, sequences: Sequence[Sequence[int]]) -> int:
@@ -122,15 +147,16 @@ def _pad_id(base: Any, sequences: Sequence[Sequence[int]]) -> int:
     return free
 
 
-def _in_order(scores: Tensor, batches: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-    """(K, B) in the order of batches -> in the order of sequences."""
+def in_order(scores: Tensor, batches: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+    """(K, B) in the order of batches -> in the order of sequences, on the CPU."""
     order = [index for batch in batches for index in batch]
     result = np.empty(tuple(scores.shape), dtype=np.float32)
     result[:, order] = scores.float().cpu().numpy()
     return result
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def seconds_of(work: Callable[[], object]) -> float:
+    """Of the second time: what is paid once is left out."""
     work()  # warm
     started = time.perf_counter()
     work()

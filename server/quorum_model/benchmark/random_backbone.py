@@ -44,8 +44,12 @@ class LlamaShape:
             )
 
     def save(self, folder: Path, *, max_length: int) -> Path:
-        """Draw its weights and write them with config.json, as a hub's folder; it has no tokenizer."""
+        """Draw its weights and write them with config.json, as a hub's folder; it has no tokenizer.
+
+        Drawn on a CUDA device where there is one: a billion numbers take a CPU half a minute. Others than a CPU draws.
+        """
         torch.manual_seed(0)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         config = LlamaConfig(
             vocab_size=_VOCAB_SIZE,
             hidden_size=self.hidden,
@@ -56,7 +60,7 @@ class LlamaShape:
             max_position_embeddings=max_length,
             num_labels=1,
         )
-        with quiet_transformers():
+        with quiet_transformers(), device:
             AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
         return folder
 

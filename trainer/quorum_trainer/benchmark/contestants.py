@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from quorum_model.adapters import LoraWeights
 from quorum_model.attention import ATTENTION_NAME
 from quorum_model.backbone import Backbone, load_backbone
+from quorum_model.casting import cast_weights
 from quorum_model.model import EnsembleModel
 from quorum_model.packing import PACKING_KEYWORD, pack, pool
 from quorum_trainer.config import Layers, LoraOptions, LossOptions, Optimisation, PhaseTwo
@@ -39,7 +41,7 @@ _LOSS = LossOptions()
 class Task:
     """What everyone trains: K members of rank r on some layers, for so many steps of so many pairs.
 
-    shared_order: all members see the same batches.
+    shared_order: all members see the same batches. dtype: of the frozen backbone; what is trained is float32.
     """
 
     folder: Path
@@ -50,6 +52,8 @@ class Task:
     steps: int
     batch_pairs: int
     shared_order: bool
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32
 
     def lora(self) -> LoraOptions:
         """The adapters' options."""
@@ -66,11 +70,24 @@ class Task:
         return draw_adapter(backbone, self.lora(), draw), draw_head(backbone, draw, redraw_projection=True)
 
 
+@lru_cache(maxsize=1)
+def _original(folder: Path, dtype: torch.dtype, device: torch.device) -> Backbone:
+    backbone = load_backbone(folder)
+    cast_weights(backbone.model, dtype, device)
+    return backbone
+
+
+def _load(task: Task) -> Backbone:
+    """A backbone of one's own; a large one is read from disk once for all."""
+    return copy.deepcopy(_original(task.folder, task.dtype, task.device))
+
+
 def folded(task: Task) -> Callable[[], list[float]]:
     """All members, as many in one pass as `quorum train` takes."""
-    backbone = load_backbone(task.folder)
+    backbone = _load(task)
     starts = [task.start(backbone, member) for member in range(task.members)]
-    model = EnsembleModel(backbone, [adapter for adapter, _ in starts], [head for _, head in starts], "mean")
+    adapters, heads = [adapter for adapter, _ in starts], [head for _, head in starts]
+    model = EnsembleModel(backbone, adapters, heads, "mean", adapter_dtype=torch.float32)
     trainables = trainables_of(model, backbone=False)
     optimizer = make_optimizer(trainables, _OPTIONS)
     orders = task.orders(range(task.members))
@@ -94,7 +111,7 @@ def peft_one_by_one(task: Task, *, packed: bool) -> Callable[[], list[float]]:
 
 
 def _peft_run(task: Task, member: int, *, packed: bool) -> Callable[[], float]:
-    backbone = load_backbone(task.folder)
+    backbone = _load(task)
     adapter, head = task.start(backbone, member)
     model, head_module = _peft_model(task, backbone, adapter, head)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -110,7 +127,7 @@ def _peft_run(task: Task, member: int, *, packed: bool) -> Callable[[], float]:
         for _ in range(task.steps):
             batch = orders.next()
             optimizer.zero_grad(set_to_none=True)
-            scores = head_module(_pooled(body, backbone, batch, packed=packed))[None]
+            scores = head_module(_pooled(body, backbone, batch, packed=packed).float())[None]
             loss, total = _loss(scores, batch)
             torch.autograd.backward(total)
             nn.utils.clip_grad_norm_(trained, _OPTIONS.clip)
@@ -134,18 +151,19 @@ def _peft_model(
         layer.lora_A["default"].weight.data.copy_(adapter[f"{backbone.body_prefix}.{name}"].a)
     module = copy.deepcopy(backbone.head)
     module.load_state_dict({key: head[backbone.head.public_name(key)] for key, _ in module.named_parameters()})
-    return model, module.requires_grad_(True)
+    return model.to(task.device), module.float().to(task.device).requires_grad_(True)
 
 
 def _pooled(body: Any, backbone: Backbone, batch: Batch, *, packed: bool) -> Tensor:
     if packed:
-        row = pack(batch.rows, position_offset=backbone.position_offset)
+        row = pack(batch.rows, position_offset=backbone.position_offset, device=body.device)
         inputs = {"input_ids": row.input_ids, "position_ids": row.position_ids, PACKING_KEYWORD: row.packing}
         return pool(body(**inputs).last_hidden_state, row.packing, "mean")[0]
     sequences = batch.rows[0]
     longest = max(map(len, sequences))
     ids = torch.tensor([sequence + [0] * (longest - len(sequence)) for sequence in sequences])
     mask = torch.tensor([[1] * len(sequence) + [0] * (longest - len(sequence)) for sequence in sequences])
+    ids, mask = ids.to(body.device), mask.to(body.device)
     hidden = body(input_ids=ids, attention_mask=mask).last_hidden_state
     weights = mask[:, :, None].to(hidden)
     pooled: Tensor = (hidden * weights).sum(dim=1) / weights.sum(dim=1)
@@ -156,5 +174,6 @@ def _loss(scores: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """(preference, preference and centring), means over the pairs."""
     half = scores.shape[1] // 2
     chosen, rejected = scores[:, :half], scores[:, half:]
-    cost = preference(chosen, rejected, batch.terms)[0] / half
-    return cost, cost + _LOSS.centring * centring(chosen, rejected, batch.terms)[0] / half
+    terms = batch.terms.to(scores)
+    cost = preference(chosen, rejected, terms)[0] / half
+    return cost, cost + _LOSS.centring * centring(chosen, rejected, terms)[0] / half

@@ -56,7 +56,7 @@ def draw_adapter(backbone: Backbone, options: LoraOptions, generator: torch.Gene
 
 
 def draw_head(backbone: Backbone, generator: torch.Generator, *, redraw_projection: bool) -> dict[str, Tensor]:
-    """A fresh head: what the checkpoint holds of it is kept, the rest is drawn N(0, initializer_range), biases zero.
+    """A fresh head, on the CPU: what the checkpoint holds is kept, the rest drawn N(0, initializer_range), biases zero.
 
     Args:
         backbone: whose head it is.
@@ -69,7 +69,7 @@ def draw_head(backbone: Backbone, generator: torch.Generator, *, redraw_projecti
     state = {}
     for name, parameter in backbone.head.named_parameters():
         public = backbone.head.public_name(name)
-        tensor = parameter.detach().clone()
+        tensor = parameter.detach().cpu().clone()  # where streams draw the same numbers on every machine
         if public in backbone.new_parameters or (redraw_projection and name.rpartition(".")[0] == projection):
             if tensor.dim() > 1:
                 tensor.normal_(0.0, std, generator=generator)

@@ -101,6 +101,7 @@ class MemberDropout:
 
     def _mask(self, layer: str, seed: int, probability: float, x: Tensor) -> Tensor:
         """(T, d): zero, or what keeps the mean."""
-        generator = torch.Generator().manual_seed(stream_seed(seed, "dropout", layer, *self._place))
-        kept = torch.rand(x.shape[1:], generator=generator) >= probability
+        # Drawn where it is used: carried over from the CPU, masks would take longer than the layers they are for.
+        generator = torch.Generator(x.device).manual_seed(stream_seed(seed, "dropout", layer, *self._place))
+        kept = torch.rand(x.shape[1:], generator=generator, device=x.device) >= probability
         return kept.to(x) / (1.0 - probability)
