@@ -13,9 +13,10 @@
     ├── DeadlineExceeded    504  deadline_exceeded     the caller's deadline passed
     ├── ConnectionFailed    -    connection_failed     client side: the server could not be reached
     ├── UnexpectedResponse  -    unexpected_response   client side: the answer is not Quorum's
-    ├── GeneratorError      -    generator_failed      client side: the generator cannot be reached or failed
-    │   ├── GeneratorRefused   -    generator_refused  the generator does not take this request
-    │   └── GenerationInvalid  -    generation_invalid the generator's answer is not one
+    ├── GeneratorError      502  generator_failed      the generator cannot be reached or failed
+    │   ├── GeneratorRefused   422  generator_refused  the generator does not take this request
+    │   ├── ModelNotFound      404  model_not_found    the generator has no such model, or no such route
+    │   └── GenerationInvalid  502  generation_invalid the generator's answer is not one
     └── MissingExtra        -    missing_extra         client side: a package of an optional extra is not installed
 
 The same `code` is the field on the wire, the metric label, and what the client maps back to a class.
@@ -147,6 +148,13 @@ class GeneratorRefused(GeneratorError):
     status = 422
 
 
+class ModelNotFound(GeneratorError):
+    """The generator has no model of this name; or its address is another server's."""
+
+    code = "model_not_found"
+    status = 404
+
+
 class GenerationInvalid(GeneratorError):
     """The generator's answer is not one: unreadable, or with another number of completions than were asked for."""
 
@@ -170,5 +178,9 @@ _WIRE_ERRORS: tuple[type[QuorumError], ...] = (
     InternalError,
     NotReady,
     DeadlineExceeded,
+    GeneratorError,
+    GeneratorRefused,
+    ModelNotFound,
+    GenerationInvalid,
 )
 ERRORS_BY_CODE: dict[str, type[QuorumError]] = {cls.code: cls for cls in _WIRE_ERRORS}

@@ -83,14 +83,12 @@ class Admission:
             raise draining_error()
 
     def check_room(self, num_tokens: int = 0) -> None:
-        """Refuse tokens that do not fit.
+        """Refuse tokens that do not fit. Of a request that was taken on before the server began to end, they still do.
 
         Raises:
-            NotReady: the server is ending.
             RequestTooLarge: they would not fit an empty queue either.
             QueueFull: too many are held now; says after how many seconds to try again.
         """
-        self.check_open()
         if num_tokens > self._max_tokens:
             self._observer.rejected("too_large")
             raise RequestTooLarge(

@@ -15,15 +15,18 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from quorum_client.generation import Generator
 from quorum_server.engine.process import EngineProcess
 from quorum_server.engine.supervised import Engine
 from quorum_server.errors import ERROR_RESPONSES, add_error_handlers
+from quorum_server.events import Observer
+from quorum_server.gateway.gateway import Gateway
 from quorum_server.guard import KeyGuard
 from quorum_server.keys import load_keys, right_needed
 from quorum_server.limits import Limits
 from quorum_server.metrics import Metrics
 from quorum_server.middleware import RequestContext
-from quorum_server.routes import compare, ensembles, health, metrics, openrlhf, rank, score, sglang, tei, vllm
+from quorum_server.routes import compare, ensembles, gateway, health, metrics, openrlhf, rank, score, sglang, tei, vllm
 from quorum_server.runtime import Runtime
 from quorum_server.settings import Settings
 
@@ -37,6 +40,7 @@ def create_app(settings: Settings, make_engine: Callable[[], Engine] | None = No
 
     Raises:
         InvalidKeys: the API keys cannot be used.
+        InvalidRequest, MissingExtra: the generator's address is none; OpenAI's SDK is not installed.
     """
     listed = None if settings.api_keys is None else settings.api_keys.get_secret_value()
     keys = load_keys(listed, settings.api_keys_file)
@@ -51,12 +55,13 @@ def create_app(settings: Settings, make_engine: Callable[[], Engine] | None = No
     )
     app.state.metrics = watcher = Metrics()
     app.state.runtime = runtime = Runtime(settings, make_engine, watcher)
-    watcher.watch(lambda: runtime.admission.held_tokens, runtime.registry.list)
+    watcher.watch(lambda: runtime.admission.held_tokens, runtime.registry.list, runtime.engine_pids)
     app.state.max_queued_tokens = settings.max_queued_tokens
     app.state.tokenizer_threads = settings.tokenizer_threads
     app.state.limits = Limits(settings.max_body_bytes, settings.max_items)
     app.state.bundle_roots = settings.bundle_roots
     app.state.needs_key = bool(keys)
+    app.state.gateway = _make_gateway(settings, runtime, watcher)
     app.add_middleware(KeyGuard, keys=keys, observer=watcher)
     app.add_middleware(RequestContext, metrics=watcher)  # added last, so outermost
     add_error_handlers(app)
@@ -68,11 +73,34 @@ def create_app(settings: Settings, make_engine: Callable[[], Engine] | None = No
         vllm.listing,
         sglang.listing,
         tei.information,
+        *([] if app.state.gateway is None else [gateway.router]),
     ):
         app.include_router(router, responses={status: ERROR_RESPONSES[status] for status in (401, 403)})
     if keys:
         _document_keys(app.openapi())
     return app
+
+
+def _make_gateway(settings: Settings, runtime: Runtime, observer: Observer) -> Gateway | None:
+    if settings.generator_url is None:
+        return None
+    key = settings.generator_api_key
+    generator = Generator(
+        settings.generator_url,
+        api_key=None if key is None else key.get_secret_value(),
+        deadline_s=settings.generator_timeout_s,
+        max_in_flight=settings.generator_max_in_flight,
+        called="the generator",  # its address is nobody's business
+    )
+    return Gateway(
+        generator,
+        runtime.service,
+        runtime.registry,
+        model=settings.generator_model,
+        num_candidates=settings.generator_candidates,
+        max_in_flight=settings.generator_max_in_flight,
+        observer=observer,
+    )
 
 
 def _document_keys(openapi: dict[str, Any]) -> None:
@@ -93,6 +121,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
     finally:
         await runtime.stop()
+        if app.state.gateway is not None:
+            await app.state.gateway.aclose()
 
 
 def _distribution_version() -> str:

@@ -76,6 +76,12 @@ def serve(  # noqa: PLR0913 - the options of a command are its interface
     ] = None,
     ssl_certfile: Annotated[Path | None, typer.Option(help="Certificate chain in PEM: HTTPS only.")] = None,
     ssl_keyfile: Annotated[Path | None, typer.Option(help="Its private key in PEM.")] = None,
+    generator_url: Annotated[
+        str | None, typer.Option(help="A server with OpenAI's API: /v1/chat/completions gives its best answer of N.")
+    ] = None,
+    generator_model: Annotated[
+        str | None, typer.Option(help="Its model where a request names none.", show_default="its first")
+    ] = None,
 ) -> None:
     """Serve an ensemble over HTTP.
 
@@ -99,6 +105,8 @@ def serve(  # noqa: PLR0913 - the options of a command are its interface
         "bundle_roots": bundle_roots or None,
         "ssl_certfile": ssl_certfile,
         "ssl_keyfile": ssl_keyfile,
+        "generator_url": generator_url,
+        "generator_model": generator_model,
     }
     try:
         given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}

@@ -76,3 +76,12 @@ class Observer:
 
     def engine_restarted(self, engine: int, reason: RestartReason) -> None:
         """An engine was found dead or hung, and a new process takes its place."""
+
+    def generated(self, elapsed_s: float, num_candidates: int, num_tokens: int) -> None:
+        """The generator wrote candidates for a request; tokens as it counts them, 0 where it does not."""
+
+    def generation_failed(self, code: str) -> None:
+        """A request got no candidates, with an error of this code."""
+
+    def picked(self, std: float | None, num_failed: int) -> None:
+        """A candidate was picked whose score has this std over members; so many others had no score."""

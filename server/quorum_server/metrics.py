@@ -8,21 +8,17 @@ runs are `RunLabels`', and an ensemble version that is gone is exported once mor
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    InfoMetricFamily,
-    Metric,
-)
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
@@ -33,17 +29,19 @@ from quorum_model.scoring import PreparedComparisons, PreparedRewards, Rule, Sco
 from quorum_server.events import Observer, PassReport, Rejection, RestartReason
 from quorum_server.registry import Ensemble
 from quorum_server.request_record import RequestRecord, current_record
-from quorum_server.tallies import OTHER, RunLabels, RunTally, VersionTally
+from quorum_server.tallies import OTHER
 from quorum_server.uncertainty import FloatArray, calibrate_texts
+from quorum_server.version_metrics import VersionMetrics
 
 RUN_HEADER = "x-quorum-run"
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_GENERATION_SECONDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 _SWAP_SECONDS = (0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 _TOKENS = tuple(float(2**power) for power in range(5, 18))
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
-_VERSION = ("ensemble", "version")
-_RUN = ("ensemble", "version", "run")
+_STD = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0)
+"""Units of the calibrated score."""
 
 
 class Metrics(Observer):
@@ -60,7 +58,8 @@ class Metrics(Observer):
         ProcessCollector(registry=self.registry)
         self._make_request_metrics()
         self._make_engine_metrics()
-        self._tallies = _Tallies(clock, self._forget)
+        self._make_generator_metrics()
+        self._tallies = VersionMetrics(clock, self._forget)
         self.registry.register(self._tallies)
 
     def _make_request_metrics(self) -> None:
@@ -85,14 +84,34 @@ class Metrics(Observer):
             "quorum_engine_restarts", "Engines started anew.", ["engine", "reason"], registry=self.registry
         )
 
+        self._memory = _EngineMemory()
+        self.registry.register(self._memory)
+
+    def _make_generator_metrics(self) -> None:
+        counter, histogram = partial(Counter, registry=self.registry), partial(Histogram, registry=self.registry)
+        self._generation_s = histogram(
+            "quorum_generation_seconds", "Candidates of a request, asked to written.", buckets=_GENERATION_SECONDS
+        )
+        self._candidates = counter("quorum_generated_candidates", "Candidates that the generator wrote.")
+        self._generated_tokens = counter("quorum_generated_tokens", "Their tokens, as the generator counts them.")
+        self._generation_failures = counter("quorum_generation_failures", "Requests without candidates.", ["code"])
+        self._unranked = counter("quorum_unranked_candidates", "Candidates that could not be scored.")
+        self._picked_std = histogram("quorum_picked_std", "Std over members of a picked candidate.", buckets=_STD)
+
     def _forget(self, ensemble: str) -> None:
         for metric in (self._requests, self._tokenize_s, self._swap_s):
             metric.remove_by_labels({"ensemble": ensemble})
 
-    def watch(self, queued_tokens: Callable[[], int], ensembles: Callable[[], Sequence[Ensemble]]) -> None:
+    def watch(
+        self,
+        queued_tokens: Callable[[], int],
+        ensembles: Callable[[], Sequence[Ensemble]],
+        engine_pids: Callable[[], Mapping[int, int]],
+    ) -> None:
         """Say where the values come from that are read when somebody asks."""
         self._queued_tokens.set_function(queued_tokens)
         self._tallies.ensembles = ensembles
+        self._memory.pids = engine_pids
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """All metrics and their content type: OpenMetrics where the Accept header asks for it, or Prometheus' text."""
@@ -134,6 +153,22 @@ class Metrics(Observer):
     def engine_restarted(self, engine: int, reason: RestartReason) -> None:
         """See `Observer`."""
         self._restarts.labels(str(engine), reason).inc()
+
+    def generated(self, elapsed_s: float, num_candidates: int, num_tokens: int) -> None:
+        """See `Observer`."""
+        self._generation_s.observe(elapsed_s)
+        self._candidates.inc(num_candidates)
+        self._generated_tokens.inc(num_tokens)
+
+    def generation_failed(self, code: str) -> None:
+        """See `Observer`."""
+        self._generation_failures.labels(code).inc()
+
+    def picked(self, std: float | None, num_failed: int) -> None:
+        """See `Observer`."""
+        self._unranked.inc(num_failed)
+        if std is not None:
+            self._picked_std.observe(std)
 
     def answered(
         self,
@@ -179,109 +214,23 @@ def _lcb_beta(rule: Rule, manifest: Manifest) -> float:
     return DEFAULT_BETA["lcb"]
 
 
-class _Tallies(Collector):
-    """The metrics of ensemble versions, and of runs within them.
+class _EngineMemory(Collector):
+    """Resident memory of the engines' processes, which Prometheus' own collector knows nothing of."""
 
-    Args:
-        clock: see `Metrics`.
-        forget: is told the name of an ensemble that is gone in every version.
-    """
-
-    def __init__(self, clock: Callable[[], float], forget: Callable[[str], None]) -> None:
-        self._runs = RunLabels(clock)
-        self._forget = forget
-        self.names: set[str] = set()
-        self._by_version: dict[tuple[str, str], VersionTally] = {}
-        self.ensembles: Callable[[], Sequence[Ensemble]] = list
-
-    def of(self, context: ScoringContext) -> VersionTally:
-        """The tally of a version."""
-        key = (context.manifest.name, context.version)
-        if key not in self._by_version:
-            self._drop_gone()  # here too, so that a server that nobody scrapes does not grow with its swaps
-            self._by_version[key] = VersionTally(context.manifest.reference_stats)
-        return self._by_version[key]
-
-    def is_loaded(self, name: str) -> bool:
-        """Whether an ensemble of this name is loaded; from here on its end is noticed."""
-        if all(ensemble.name != name for ensemble in self.ensembles()):
-            return False
-        self.names.add(name)
-        return True
-
-    def label_run(self, header: str) -> str:
-        """The label of a run."""
-        label, evicted = self._runs.label(header)
-        if evicted is not None:
-            for tally in self._by_version.values():
-                tally.runs.pop(evicted, None)
-        return label
-
-    def _drop_gone(self) -> None:
-        loaded = {(ensemble.name, ensemble.version) for ensemble in self.ensembles()}
-        for key in [key for key in self._by_version if key not in loaded]:
-            del self._by_version[key]
-        for name in self.names - {name for name, _ in loaded}:
-            self.names.discard(name)
-            self._forget(name)
+    def __init__(self) -> None:
+        self.pids: Callable[[], Mapping[int, int]] = dict
 
     def describe(self) -> list[Metric]:
-        """Nothing: names are known once there are values."""
+        """Nothing: engines are known once they run."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """The metrics, those of versions that are gone for the last time."""
-        yield self._info()
-        yield from self._version_metrics()
-        yield from self._run_metrics()
-        self._drop_gone()
-
-    def _info(self) -> Metric:
-        info = InfoMetricFamily("quorum_ensemble", "A version that is loaded.", labels=_VERSION)
-        for ensemble in self.ensembles():
-            loaded = ensemble.loaded
-            about = {"kind": ensemble.manifest.kind, "members": str(loaded.num_members)}
-            about |= {"dtype": loaded.dtype, "device": loaded.device, "attention": loaded.attention}
-            info.add_metric([ensemble.name, ensemble.version], about)
-        return info
-
-    def _version_metrics(self) -> Iterator[Metric]:
-        submitted = CounterMetricFamily("quorum_submitted_tokens", "Tokens that were asked for.", labels=_VERSION)
-        computed = CounterMetricFamily("quorum_computed_tokens", "Tokens that engines computed.", labels=_VERSION)
-        drift = GaugeMetricFamily("quorum_score_drift", "Recent scores against the bundle's (KS).", labels=_VERSION)
-        for key, tally in self._by_version.items():
-            submitted.add_metric(key, tally.submitted_tokens)
-            computed.add_metric(key, tally.computed_tokens)
-            value = tally.drift()
-            if value is not None:
-                drift.add_metric(key, value)
-        yield from (submitted, computed, drift)
-
-    def _run_metrics(self) -> Iterator[Metric]:
-        runs = [((*key, run), own) for key, tally in self._by_version.items() for run, own in tally.runs.items()]
-        for name, text, get in _RUN_HISTOGRAMS:
-            histogram = HistogramMetricFamily(name, text, labels=_RUN)
-            for labels, own in runs:
-                values = get(own)
-                # Prometheus' own library, too, leaves out a sum that may fall: see `RunTally`.
-                histogram.add_metric(labels, values.cumulative(), values.sum if values.edges[0] >= 0 else None)
-            yield histogram
-        for name, text, count in _RUN_COUNTERS:
-            counter = CounterMetricFamily(name, text, labels=_RUN)
-            for labels, own in runs:
-                counter.add_metric(labels, count(own))
-            yield counter
-
-
-_RUN_HISTOGRAMS: tuple[tuple[str, str, Callable[[RunTally], Any]], ...] = (
-    ("quorum_calibrated_score", "Mean over members, an item, not centred.", lambda run: run.score),
-    ("quorum_score_std", "Std over members, an item, not centred.", lambda run: run.std),
-    ("quorum_lcb_penalty", "Mean - lcb of an item, as it was answered.", lambda run: run.penalty),
-    ("quorum_rank_disagreement", "Kendall distance of members' orders of a prompt.", lambda run: run.disagreement),
-)
-_RUN_COUNTERS: tuple[tuple[str, str, Callable[[RunTally], float]], ...] = (
-    ("quorum_calibrated_score_positive", "Sum of the scores above zero.", lambda run: run.positive_sum),
-    ("quorum_calibrated_score_negative", "Sum of -score of those below zero.", lambda run: run.negative_sum),
-    ("quorum_std_checked_items", "Items whose std was held against the bundle's.", lambda run: run.num_checked),
-    ("quorum_std_exceeded_items", "Of these, above its 99th percentile.", lambda run: run.num_exceeded),
-)
+        """One value an engine that runs, where the system tells."""
+        family = GaugeMetricFamily("quorum_engine_resident_bytes", "Memory of an engine's process.", labels=["engine"])
+        for engine, pid in self.pids().items():
+            try:
+                pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+            except (OSError, IndexError, ValueError):  # it has just ended, or this is no Linux
+                continue
+            family.add_metric([str(engine)], pages * os.sysconf("SC_PAGE_SIZE"))
+        yield family

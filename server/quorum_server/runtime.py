@@ -116,6 +116,10 @@ class Runtime:
             raise NotReady("the ensembles are being loaded")
         self.registry.check_any()
 
+    def engine_pids(self) -> dict[int, int]:
+        """The engines' processes, by their place in `--devices`."""
+        return self._pool.pids
+
     @property
     def may_become_ready(self) -> bool:
         """Whether it can help to wait: the server is not ending, and its start has not failed."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -115,6 +116,18 @@ class ScoringService:
         """POST /compare."""
         return await self._answer(request, call, prepare_compare, finish_compare)
 
+    @contextmanager
+    def under_way(self) -> Iterator[None]:
+        """What is inside is a request taken on: a server that ends waits for it."""
+        self._num_under_way += 1
+        self._is_idle.clear()
+        try:
+            yield
+        finally:
+            self._num_under_way -= 1
+            if self._num_under_way == 0:
+                self._is_idle.set()
+
     @property
     def num_under_way(self) -> int:
         """Requests taken on and not yet answered."""
@@ -138,10 +151,8 @@ class ScoringService:
             QuorumError: whatever else keeps it from an answer.
         """
         self._admission.check_room()  # before the tokeniser's work, not only after
-        self._num_under_way += 1
-        self._is_idle.clear()
         try:
-            with self._registry.use(request.ensemble) as ensemble:
+            with self.under_way(), self._registry.use(request.ensemble) as ensemble:
                 async with keep_deadline(call.deadline_s):
                     response: _Response = await self._score(request, call, ensemble, prepare, finish)
         except DeadlineExceeded:
@@ -150,10 +161,6 @@ class ScoringService:
         except asyncio.CancelledError:
             self._observer.rejected("disconnected")
             raise
-        finally:
-            self._num_under_way -= 1
-            if self._num_under_way == 0:
-                self._is_idle.set()
         return response
 
     async def _score(

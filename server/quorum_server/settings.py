@@ -70,6 +70,15 @@ class Settings(BaseSettings):
     )
     ssl_keyfile: Path | None = Field(None, description="the certificate's private key, where it has a file of its own")
 
+    generator_url: str | None = Field(
+        None, description="server with OpenAI's API; with it /v1/chat/completions gives the best of several answers"
+    )
+    generator_model: str | None = Field(None, description="its model, where a request names none; its first if unset")
+    generator_api_key: SecretStr | None = Field(None, description="what the generator wants as a bearer token")
+    generator_candidates: int = Field(8, ge=1, le=1024, description="candidates, where a request does not say")
+    generator_max_in_flight: int = Field(64, ge=1, description="requests at the generator at once; others wait")
+    generator_timeout_s: float = Field(600.0, gt=0, description="for candidates, where a request has no deadline")
+
     @model_validator(mode="after")
     def _check_certificate(self) -> Self:
         if self.ssl_keyfile is not None and self.ssl_certfile is None:

@@ -10,9 +10,6 @@ CLIENT_SIDE = {
     "connection_failed",
     "unexpected_response",
     "missing_extra",
-    "generator_failed",
-    "generator_refused",
-    "generation_invalid",
 }
 
 

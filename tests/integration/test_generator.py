@@ -6,7 +6,9 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import openai
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -16,8 +18,10 @@ from typer.testing import CliRunner
 from quorum_client.cli import app
 from quorum_client.errors import GeneratorError, GeneratorRefused
 from quorum_client.generation import Generation, Generator, SamplingOptions, load_adapter, unload_adapter
+from quorum_model.benchmark.random_ensemble import draw_ensemble
 from tests.integration.generator_process import MAX_LENGTH, generator, generator_python, save_policy
 from tests.integration.server_process import REAL_ENGINE, server
+from tests.trainer.conftest import save_backbone
 
 PYTHON = generator_python()
 pytestmark = [
@@ -135,3 +139,21 @@ def test_best_of_n_with_real_servers(url: str, tmp_path: Path) -> None:
         assert len(record["candidates"]) == 8
         assert record["candidates"][record["pick"]]["score"] == max(scored)
         assert record["generation"]["usage"]["completion_tokens"] > 0
+
+
+def test_the_gateway_returns_the_best_of_its_candidates(url: str, tmp_path: Path) -> None:
+    folder = save_backbone("llama", tmp_path / "backbone")
+    ensemble = draw_ensemble(folder, kind="lora", members=3, rank=4, layers="all", max_length=64)
+    with server(REAL_ENGINE, ensemble.write(tmp_path / "own").path, generator_url=url) as running:
+        client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
+        answer: Any = client.chat.completions.create(
+            model="base", messages=[{"role": "user", "content": "how one two three"}], max_tokens=12, seed=3, n=2,
+            extra_body={"quorum": {"n": 6, "mode": "lcb", "return_candidates": True}},
+        )  # fmt: skip
+        candidates = answer.quorum["candidates"]
+        assert len(candidates) == 6
+        best = sorted((one for one in candidates if "error" not in one), key=lambda one: -one["score"])[:2]
+        assert [choice.message.content for choice in answer.choices] == [one["text"] for one in best]
+        assert answer.usage.completion_tokens > 12 * 2  # of all six
+        with pytest.raises(openai.NotFoundError):
+            client.chat.completions.create(model="none", messages=[{"role": "user", "content": "x"}])

@@ -57,6 +57,7 @@ class FakeEngine:
     """
 
     has_failed = False
+    pid = os.getpid()
 
     def __init__(self, num_members: int = 3) -> None:
         self.num_members = num_members

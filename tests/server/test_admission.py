@@ -65,7 +65,8 @@ def test_a_server_that_ends_takes_nothing() -> None:
     assert not admission.is_draining
     admission.start_draining()
     assert admission.is_draining
+    admission.check_room(1)  # of requests that it took on before
     with pytest.raises(NotReady) as refused:
-        admission.check_room(1)
+        admission.check_open()
     assert refused.value.retry_after_s is not None
     assert recorder.reasons == ["draining"]

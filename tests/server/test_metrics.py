@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -278,7 +280,7 @@ def page_of(metrics: Metrics) -> Page:
 
 def test_events_of_engines_and_swaps() -> None:
     metrics = Metrics()
-    metrics.watch(lambda: 7, lambda: [loaded("a", "v1")])
+    metrics.watch(lambda: 7, lambda: [loaded("a", "v1")], lambda: {0: os.getpid(), 1: 2**22 + 1})
     for tokens, elapsed_s in ((100, 0.02), (300, 0.2)):
         metrics.pass_finished(PassReport(1, "v1", 2, tokens, tokens // 2, elapsed_s))
     metrics.engine_restarted(1, "hung")
@@ -298,6 +300,9 @@ def test_events_of_engines_and_swaps() -> None:
     check_histogram(page, "quorum_swap_seconds", [1.0], ensemble="a", result="bundle_corrupt")
     check_histogram(page, "quorum_swap_seconds", [0.5], ensemble="other", result="invalid_bundle")
     check_histogram(page, "quorum_queue_seconds", [0.5])
+    resident = psutil.Process().memory_info().rss
+    assert page("quorum_engine_resident_bytes", engine="0") == pytest.approx(resident, rel=0.1)
+    assert 'quorum_engine_resident_bytes{engine="1"}' not in metrics.exposition("")[0].decode()  # no such process
     assert page("quorum_rejections_total", reason="queue_tokens") == 1
     assert page("quorum_queued_tokens") == 7
 
@@ -327,7 +332,7 @@ async def test_a_version_that_is_gone_is_exported_once_more(measured: Service) -
 def test_swaps_that_nobody_scrapes_leave_nothing_behind() -> None:
     metrics = Metrics()
     now = [loaded("a", "v0")]
-    metrics.watch(lambda: 0, lambda: now)
+    metrics.watch(lambda: 0, lambda: now, dict)
     for number in range(50):
         now[:] = [loaded("a", f"v{number}")]
         metrics._tallies.of(SimpleNamespace(manifest=now[0].manifest, version=f"v{number}"))  # type: ignore[arg-type]
@@ -407,6 +412,7 @@ async def test_every_name_has_the_prefix_and_is_documented(measured: Service) ->
     rows = {line.split("`")[1] for line in documented.splitlines() if line.startswith("| `quorum_")}
     # Those that wait for an event, a refusal or enough items; the parser leaves a counter's _total out of its name.
     later = {"quorum_rejections", "quorum_engine_restarts", "quorum_swap_seconds", "quorum_score_drift"}
+    later |= {"quorum_generation_failures"}
     assert {row.removesuffix("_total").removesuffix("_info") for row in rows} <= {
         name.removesuffix("_info") for name in names
     } | later

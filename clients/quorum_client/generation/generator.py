@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Literal, Self
 from quorum_client._reply import RETRIED_STATUSES, retry_after_s
 from quorum_client._request import CONNECT_TIMEOUT_S, Endpoint
 from quorum_client._retry import Budget
-from quorum_client.errors import DeadlineExceeded, GeneratorError, GeneratorRefused, InvalidRequest, MissingExtra
+from quorum_client.errors import (
+    DeadlineExceeded,
+    GeneratorError,
+    GeneratorRefused,
+    InvalidRequest,
+    MissingExtra,
+    ModelNotFound,
+)
 from quorum_client.generation.types import Generation, SamplingOptions
 from quorum_client.generation.wire import (
     ChatPrompt,
@@ -54,6 +61,7 @@ class Generator:
         deadline_s: seconds for one call with all its retries, counted from when it is its turn.
         max_retries: attempts after the first, where the server is away, overloaded or broken.
         max_in_flight: calls at the server at once; further ones wait here.
+        called: what errors call it; with its address if left out.
 
     Raises:
         InvalidRequest: an argument has a wrong shape or value.
@@ -68,6 +76,7 @@ class Generator:
         deadline_s: float = DEFAULT_DEADLINE_S,
         max_retries: int = 6,
         max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
+        called: str | None = None,
     ) -> None:
         try:
             import openai  # here, because it takes a second that whoever generates nothing does without
@@ -79,6 +88,7 @@ class Generator:
             raise InvalidRequest("max_in_flight must be >= 1")
         endpoint = Endpoint.parse(base_url, api_key)
         self._url = str(endpoint.url)
+        self._called = called or f"the generator at {self._url}"
         self._sdk = openai.AsyncOpenAI(
             base_url=self._url,
             api_key=_NO_KEY,
@@ -126,6 +136,7 @@ class Generator:
 
         Raises:
             GeneratorRefused: the request is at fault: too long a prompt, say.
+            ModelNotFound: the server has no such model.
             GeneratorError: the server cannot be reached, is set up otherwise, or failed, also when asked again.
             GenerationInvalid: the answer is none, or has fewer completions than were asked for.
             DeadlineExceeded: there was no answer in time.
@@ -200,7 +211,7 @@ class Generator:
         import openai
 
         timeout = openai.Timeout(remaining_s, connect=min(remaining_s, CONNECT_TIMEOUT_S))
-        with _sdk_errors(self._url):
+        with _sdk_errors(self._called):
             async with asyncio.timeout(remaining_s):
                 if method == "GET":
                     return await self._sdk.get(path, cast_to=str, options={"timeout": timeout})
@@ -208,29 +219,31 @@ class Generator:
 
 
 @contextmanager
-def _sdk_errors(url: str) -> Iterator[None]:
+def _sdk_errors(called: str) -> Iterator[None]:
     """Turn what OpenAI's SDK raises into the error tree."""
     import openai
 
     try:
         yield
     except TimeoutError as error:
-        raise DeadlineExceeded(f"no answer from the generator at {url} before the deadline") from error
+        raise DeadlineExceeded(f"no answer from {called} before the deadline") from error
     except openai.APIStatusError as error:
-        raise _status_error(error, url) from error
+        raise _status_error(error, called) from error
     except openai.APIConnectionError as error:
-        failure = GeneratorError(f"cannot reach the generator at {url}: {error.__cause__ or error.message}")
+        failure = GeneratorError(f"cannot reach {called}: {error.__cause__ or error.message}")
         failure.retryable = True
         raise failure from error
     except openai.OpenAIError as error:
-        raise GeneratorError(f"the generator at {url}: {error}") from error
+        raise GeneratorError(f"{called}: {error}") from error
 
 
-def _status_error(error: openai.APIStatusError, url: str) -> GeneratorError:
+def _status_error(error: openai.APIStatusError, called: str) -> GeneratorError:
     said = error_message(error.body)
-    message = f"the generator at {url} answered {error.status_code}: {(said or 'no reason given')[:_MESSAGE_LENGTH]}"
+    message = f"{called} answered {error.status_code}: {(said or 'no reason given')[:_MESSAGE_LENGTH]}"
     if error.status_code in (400, 413, 422):
         return GeneratorRefused(message)
+    if error.status_code == 404:
+        return ModelNotFound(message)
     failure = GeneratorError(message, retry_after_s=retry_after_s(error.response.headers))
     failure.retryable = error.status_code in _RETRIED_STATUSES
     return failure

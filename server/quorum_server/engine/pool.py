@@ -33,6 +33,11 @@ class EnginePool:
         """Whether any engine can score now: with some of them gone the others go on."""
         return any(engine.is_ready for engine in self.engines)
 
+    @property
+    def pids(self) -> dict[int, int]:
+        """The engines' processes, by their place in `--devices`."""
+        return {index: engine.pid for index, engine in enumerate(self.engines) if engine.pid is not None}
+
     def on_change(self, call: Callable[[], None]) -> None:
         """Let `call` be called whenever an engine has become ready, or could not."""
         for engine in self.engines:

@@ -36,6 +36,10 @@ class Engine(Protocol):
     """One process; see `EngineProcess`."""
 
     @property
+    def pid(self) -> int | None:
+        """Its process; None where it has none, or none yet."""
+
+    @property
     def is_alive(self) -> bool:
         """Whether it can be spoken to."""
 
@@ -107,6 +111,11 @@ class SupervisedEngine:
         self.has_failed = False
         self.on_change: Callable[[], None] = lambda: None
         """Called when the engine has become ready, or could not."""
+
+    @property
+    def pid(self) -> int | None:
+        """The engine's process now; None while there is none."""
+        return self._engine.pid
 
     @property
     def is_ready(self) -> bool:

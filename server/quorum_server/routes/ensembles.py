@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BaseModel
 
 from quorum_client.ensemble_types import EnsembleList, EnsembleStatus, PutEnsembleRequest, PutMemberRequest
@@ -15,6 +16,7 @@ from quorum_model.bundle.manifest import NAME_PATTERN
 from quorum_server.allowed_sources import check_source
 from quorum_server.body import JsonRoute
 from quorum_server.errors import ERROR_RESPONSES
+from quorum_server.gateway.gateway import Gateway
 from quorum_server.routes.dependencies import EditorDep, OpenReconcilerDep, ReconcilerDep, RegistryDep, RootsDep
 
 router = APIRouter(tags=["ensembles"])
@@ -110,6 +112,14 @@ async def delete_member(
 
 
 @router.get("/v1/models")
-async def list_models(registry: RegistryDep) -> ModelList:
-    """The loaded ensembles in the shape of OpenAI's list of models."""
-    return ModelList(data=[ModelCard(id=ensemble.name, created=ensemble.created_s) for ensemble in registry.list()])
+async def list_models(registry: RegistryDep, request: Request) -> ModelList:
+    """The loaded ensembles in the shape of OpenAI's list of models; with a generator its models too, while it answers.
+
+    `created` of the generator's is when this server was asked.
+    """
+    cards = [ModelCard(id=ensemble.name, created=ensemble.created_s) for ensemble in registry.list()]
+    gateway: Gateway | None = request.app.state.gateway
+    if gateway is not None:
+        now = int(time.time())
+        cards += [ModelCard(id=name, created=now, owned_by="generator") for name in await gateway.models()]
+    return ModelList(data=cards)

@@ -18,6 +18,7 @@ from quorum_client.errors import (
     GeneratorError,
     GeneratorRefused,
     InvalidRequest,
+    ModelNotFound,
 )
 from quorum_client.generation import (
     Generation,
@@ -95,7 +96,7 @@ def test_retry_after_is_waited_for(fake: FakeGenerator) -> None:
 
 @pytest.mark.parametrize(
     ("status", "error", "attempts"),
-    [(400, GeneratorRefused, 1), (422, GeneratorRefused, 1), (401, GeneratorError, 1), (404, GeneratorError, 1),
+    [(400, GeneratorRefused, 1), (422, GeneratorRefused, 1), (401, GeneratorError, 1), (404, ModelNotFound, 1),
      (500, GeneratorError, 3), (503, GeneratorError, 3)],
 )  # fmt: skip
 def test_errors_by_status(fake: FakeGenerator, status: int, error: type[GeneratorError], attempts: int) -> None:
