@@ -8,7 +8,6 @@ The order of a run, and all of its output; the work is done elsewhere.
 from __future__ import annotations
 
 import json
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from quorum_trainer.prepare import Base, Dataset, find_base, load_data, require_
 from quorum_trainer.runs.progress import ProgressReporter
 from quorum_trainer.runs.publish import check_repository, push_bundle
 from quorum_trainer.runs.run_folder import RunFolder
+from quorum_trainer.runs.stopping import stopping
 from quorum_trainer.runs.trackers import TrackerReporter, make_accelerator, start_trackers
 from quorum_trainer.training.ensemble import TrainedEnsemble, train_ensemble
 from quorum_trainer.training.held_out import score_pairs
@@ -112,7 +112,7 @@ def run(
     accelerator.wait_for_everyone()
     start_trackers(accelerator, settings)
     quiet = not accelerator.is_main_process
-    with _tracked(accelerator), _stopping(keeper), ProgressReporter(console, quiet=quiet) as progress:
+    with _tracked(accelerator), stopping(keeper, console), ProgressReporter(console, quiet=quiet) as progress:
         where = f"{chosen}, {accelerator.num_processes} processes" if accelerator.num_processes > 1 else str(chosen)
         progress.say(*_opening_lines(data, where), *estimate_memory(settings, base.start, data.train, chosen).lines())
         around = Surroundings(
@@ -156,25 +156,6 @@ def _tracked(accelerator: Accelerator) -> Iterator[None]:
         yield
     finally:
         accelerator.end_training()
-
-
-@contextmanager
-def _stopping(keeper: RunFolder) -> Iterator[None]:
-    """The first SIGINT or SIGTERM stops after the step under way; a second one as ever."""
-
-    def stop(number: int, _frame: object) -> None:
-        keeper.ask_to_stop()
-        signal.signal(number, previous[signal.Signals(number)])
-        console.print("stopping after this step; once more to stop at once")
-
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        for number in previous:
-            signal.signal(number, stop)
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _print_summary(bundle: Bundle, measured: Measured) -> None:

@@ -54,9 +54,9 @@ def pair_of_row(row: object, line: int | None = None) -> PreferencePair:
     if not isinstance(row, Mapping):
         raise RowRejected("line", "must be an object")
     prompt, chosen, rejected = _take_apart(row)
-    _check_text("prompt", prompt if isinstance(prompt, str) else "".join(turn.content for turn in prompt))
-    _check_text("chosen", chosen)
-    _check_text("rejected", rejected)
+    check_text("prompt", prompt if isinstance(prompt, str) else "".join(turn.content for turn in prompt))
+    check_text("chosen", chosen)
+    check_text("rejected", rejected)
     # In a table's columns what a row leaves out is null.
     tie = False if row.get("tie") is None else row["tie"]
     fields = {"prompt": prompt, "chosen": chosen, "rejected": rejected, "margin": row.get("margin"), "tie": tie}
@@ -90,14 +90,15 @@ def _take_apart(row: Mapping[str, Any]) -> tuple[str | list[Message], str, str]:
 def _side(row: Mapping[str, Any], field: str) -> str | list[Message]:
     if field not in row:
         raise RowRejected(field, "is missing")
-    return row[field] if isinstance(row[field], str) else _messages(field, row[field])
+    return row[field] if isinstance(row[field], str) else read_messages(field, row[field])
 
 
 def _prompt(row: Mapping[str, Any]) -> str | list[Message]:
-    return row["prompt"] if isinstance(row["prompt"], str) else _messages("prompt", row["prompt"])
+    return row["prompt"] if isinstance(row["prompt"], str) else read_messages("prompt", row["prompt"])
 
 
-def _messages(field: str, value: object) -> list[Message]:
+def read_messages(field: str, value: object) -> list[Message]:
+    """A list of messages. Raises: RowRejected: it is none; names `field`."""
     if not isinstance(value, list):
         raise RowRejected(field, "must be text or a list of messages")
     if not value:
@@ -149,7 +150,8 @@ def _response(field: str, messages: list[Message]) -> str:
     return messages[0].content
 
 
-def _check_text(field: str, text: str) -> None:
+def check_text(field: str, text: str) -> None:
+    """Refuse what is no text. Raises: RowRejected: it is blank, or holds half a character."""
     if not text.strip():
         raise RowRejected(field, "is empty or blank")
     try:

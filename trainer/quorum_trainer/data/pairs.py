@@ -22,21 +22,12 @@ class DataError(InvalidRequest):
     code = "invalid_data"
 
 
-class PreferencePair(BaseModel):
-    """One comparison: for this prompt, `chosen` was preferred to `rejected`.
-
-    margin: how much better `chosen` is, any finite number; None where nobody said. tie: neither is better, and which
-    is called chosen means nothing. line: where it was read, of a file or among a data set's rows, counted from 1.
-    """
+class Prompted(BaseModel):
+    """Something that is said to a prompt, and when two prompts are the same."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     prompt: Prompt
-    chosen: str
-    rejected: str
-    margin: Annotated[float, Field(strict=True, allow_inf_nan=False)] | None = None
-    tie: bool = Field(False, strict=True)
-    line: int | None = None
 
     def prompt_key(self) -> str:
         """Equal for equal prompts: a string is a user's only turn."""
@@ -50,6 +41,20 @@ class PreferencePair(BaseModel):
         if isinstance(self.prompt, str):
             return [["user", self.prompt]]
         return [[message.role, message.content] for message in self.prompt]
+
+
+class PreferencePair(Prompted):
+    """One comparison: for this prompt, `chosen` was preferred to `rejected`.
+
+    margin: how much better `chosen` is, any finite number; None where nobody said. tie: neither is better, and which
+    is called chosen means nothing. line: where it was read, of a file or among a data set's rows, counted from 1.
+    """
+
+    chosen: str
+    rejected: str
+    margin: Annotated[float, Field(strict=True, allow_inf_nan=False)] | None = None
+    tie: bool = Field(False, strict=True)
+    line: int | None = None
 
 
 def _normalise(text: str) -> str:

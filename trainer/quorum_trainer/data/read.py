@@ -50,7 +50,7 @@ def read_pairs(path: Path) -> list[PreferencePair]:
         DataError: the file cannot be read, or a line is not a pair; names the line.
     """
     try:
-        return _pairs(_rows(path), path.name, "line")
+        return _pairs(numbered_rows(path), path.name, "line")
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path.name}: cannot be read: {error}") from error
 
@@ -116,8 +116,13 @@ def _pairs(rows: Iterable[tuple[int, object]], name: str, unit: str) -> list[Pre
     return pairs
 
 
-def _rows(path: Path) -> Iterator[tuple[int, object]]:
-    """The values of a file of JSON lines, numbered from 1."""
+def numbered_rows(path: Path) -> Iterator[tuple[int, object]]:
+    """The values of a file of JSON lines (gzip by the suffix .gz), numbered from 1; blank lines are skipped.
+
+    Raises:
+        DataError: a line is not JSON in UTF-8; names it.
+        OSError, EOFError, zlib.error: the file cannot be read.
+    """
     # As bytes: then lines end at \n alone, and a byte that is no UTF-8 has a line number.
     with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):

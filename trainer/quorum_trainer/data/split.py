@@ -1,6 +1,6 @@
 """Which pairs are kept out of training: by prompt, reproducibly.
 
-    list[PreferencePair]  --split_held_out-->  (train, held out)
+    list[PreferencePair] (or whatever else has a prompt)  --split_held_out-->  (train, held out)
 
 Pure: knows no files and no models.
 """
@@ -8,13 +8,15 @@ Pure: knows no files and no models.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from typing import TypeVar
 
-from quorum_trainer.data.pairs import PreferencePair
+from quorum_trainer.data.pairs import Prompted
+
+PromptedT = TypeVar("PromptedT", bound=Prompted)
 
 
-def split_held_out(
-    pairs: list[PreferencePair], share: float, seed: int
-) -> tuple[list[PreferencePair], list[PreferencePair]]:
+def split_held_out(pairs: list[PromptedT], share: float, seed: int) -> tuple[list[PromptedT], list[PromptedT]]:
     """Split by prompt: every pair of a prompt lands on one side, and so do prompts that differ in spelling alone.
 
     Args:
@@ -32,7 +34,7 @@ def split_held_out(
     return train, held_out
 
 
-def assign_folds(pairs: list[PreferencePair], num_folds: int, seed: int) -> list[int]:
+def assign_folds(pairs: Sequence[Prompted], num_folds: int, seed: int) -> list[int]:
     """A fold for every pair, by its prompt alone (`loose_prompt_key`); folds of nearly equal numbers of prompts.
 
     Which fold does not depend on the order of `pairs`.
@@ -50,7 +52,7 @@ def assign_folds(pairs: list[PreferencePair], num_folds: int, seed: int) -> list
     return [fold_of[group] for group in groups]
 
 
-def take(pairs: list[PreferencePair], most: int | None, seed: int) -> list[PreferencePair]:
+def take(pairs: list[PromptedT], most: int | None, seed: int) -> list[PromptedT]:
     """At most `most` pairs, drawn at random, in their order."""
     if most is None or len(pairs) <= most:
         return pairs

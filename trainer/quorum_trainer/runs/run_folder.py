@@ -23,7 +23,7 @@ from torch import Tensor
 
 from quorum_client.errors import QuorumError
 from quorum_model.bundle.write import sync_entry
-from quorum_trainer.config import ConfigError, TrainConfig
+from quorum_trainer.config import ConfigError, ConfigModel
 from quorum_trainer.training.keeper import Snapshot, TrainingInterrupted
 from quorum_trainer.training.stages import StageResult
 
@@ -58,7 +58,7 @@ class RunFolder:
         if is_writer:
             (path / "results").mkdir(parents=True, exist_ok=True)
 
-    def claim(self, config: TrainConfig, hashes: dict[str, str], *, resume: bool) -> None:
+    def claim(self, config: ConfigModel, hashes: dict[str, str], *, resume: bool) -> None:
         """Write down what this run is, or check that it is the one that is resumed; and keep other processes out.
 
         Args:
