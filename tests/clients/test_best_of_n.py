@@ -359,3 +359,55 @@ def test_an_error_of_the_server_is_raised(generator: FakeGenerator, ranker: Fake
 
     with pytest.raises(QuorumError, match="no such ensemble"):
         asyncio.run(go())
+
+
+QUESTIONS = [
+    {"question_id": 81, "category": "writing", "turns": ["w1", "w2", "w3"]},
+    {"question_id": 111, "category": "math", "turns": ["m1", "m2"]},
+]
+
+
+def test_turns_follow_the_picks_and_mt_benchs_file(
+    generator: FakeGenerator, ranker: FakeRanker, tmp_path: Path
+) -> None:
+    prompts, out, target = write(tmp_path / "q.jsonl", QUESTIONS), tmp_path / "out.jsonl", tmp_path / "answers.jsonl"
+    args = ("--prompts", prompts, "--out", out, "--generator-url", generator.url, "--n", 2, "--mt-bench", target)
+    result = run(ranker, *args, "--name", "mine")
+    assert result.exit_code == 0, result.output
+    records = read(out)
+    assert set(records) == {"81", "111", "81/2", "111/2", "81/3"}
+    picked = {name: Record(line).picked for name, line in records.items()}
+    told = [("user", "w1"), ("assistant", picked["81"]), ("user", "w2"), ("assistant", picked["81/2"]), ("user", "w3")]
+    assert [(turn["role"], turn["content"]) for turn in records["81/3"]["prompt"]] == told
+    answers = [json.loads(line) for line in target.read_text().splitlines()]
+    assert [(one["question_id"], one["model_id"]) for one in answers] == [(81, "mine"), (111, "mine")]
+    assert [one["choices"] for one in answers] == [
+        [{"index": 0, "turns": [picked["81"], picked["81/2"], picked["81/3"]]}],
+        [{"index": 0, "turns": [picked["111"], picked["111/2"]]}],
+    ]
+    # Continued in the middle of the second turns: what is there stays, and the rest is the same.
+    lines = out.read_text().splitlines(keepends=True)
+    out.write_text("".join(lines[:3]) + lines[3][:20])
+    target.unlink()
+    generator.behaviour = Behaviour()
+    assert run(ranker, *args, "--name", "mine").exit_code == 0
+    assert len(generator.behaviour.bodies) == 2
+    assert read(out) == records
+    # A changed first turn is another run.
+    other = write(tmp_path / "q.jsonl", [{**QUESTIONS[0], "turns": ["w1", "other", "w3"]}, QUESTIONS[1]])
+    refused = run(ranker, "--prompts", other, *args[2:])
+    assert refused.exit_code == 1
+    assert "of a prompt that this run does not have" in refused.stderr
+
+
+def test_a_dialogue_without_a_pick_ends_there(generator: FakeGenerator, ranker: FakeRanker, tmp_path: Path) -> None:
+    rows = [{"question_id": 1, "turns": ["bad", "x"]}, QUESTIONS[1]]
+    prompts, out, target = write(tmp_path / "q.jsonl", rows), tmp_path / "out.jsonl", tmp_path / "answers.jsonl"
+    url = ("--generator-url", generator.url)
+    result = run(ranker, "--prompts", prompts, "--out", out, *url, "--n", 2, "--mt-bench", target)
+    assert result.exit_code == 1
+    assert "question 1, turn 1 has no pick" in result.stderr
+    assert set(read(out)) == {"1", "111", "111/2"}
+    assert not target.exists()
+    single = run(ranker, "--prompts", write(tmp_path / "p.jsonl", PROMPTS), "--out", out, *url, "--mt-bench", target)
+    assert single.exit_code == 2

@@ -42,7 +42,7 @@ class Journal:
         self._path = path
         self._size = size
         self._file: BinaryIO | None = None
-        self.done = {record.prompt_id for record in kept}
+        self.records = {record.prompt_id: record for record in kept}
         self._origins: dict[bool, dict[str, Any]] = {}
         for record in kept:
             self._check(record)
@@ -69,7 +69,7 @@ class Journal:
             os.truncate(self._path, self._size)
         self._file.write(json.dumps(record.line, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
         self._file.flush()
-        self.done.add(record.prompt_id)
+        self.records[record.prompt_id] = record
 
     def _check(self, record: Record) -> None:
         origin = record.origin
@@ -113,6 +113,9 @@ def open_journal(path: Path, tasks: Sequence[PromptTask], asked: Asked | None, r
                 path, f"line {number} was generated with {record.asked}, not with {asked and asked.to_json()}"
             )
         _check_ranking(path, number, record, ranking)
+        following = None if record.picked is None else task.next_turn(record.picked)
+        if following is not None:  # its record comes after this one
+            prompts[following.prompt_id] = following
         kept.append(record)
         size += len(raw)
     try:

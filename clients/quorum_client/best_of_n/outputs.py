@@ -1,6 +1,7 @@
 """Picks in the formats that judges read.
 
     [Record]  --alpaca_eval_outputs-->  AlpacaEval's model_outputs
+              --mt_bench_answers-->     MT-Bench's model_answer, as FastChat reads it
 
 Knows no files.
 """
@@ -37,6 +38,34 @@ def alpaca_eval_outputs(records: Sequence[Record], generator: str) -> list[dict[
         }
         for record in records
     ]
+
+
+def mt_bench_answers(records: Sequence[Record], model_id: str, tstamp: float) -> list[dict[str, Any]]:
+    """FastChat's model_answer lines: question_id, answer_id, model_id, choices of one answer with all turns, tstamp.
+
+    Args:
+        records: of every turn, those of a question one after another.
+        model_id: name of what is judged.
+        tstamp: Unix time.
+
+    Raises:
+        InvalidRequest: a turn without a pick, or none: a question left out would be rated as nothing.
+    """
+    answers: dict[str, dict[str, Any]] = {}
+    for record in records:
+        question, _, turn = record.prompt_id.partition("/")
+        if record.picked is None:
+            raise InvalidRequest(f"question {question}, turn {turn or 1} has no pick")
+        if question not in answers:
+            answers[question] = {
+                "question_id": record.line["extra"].get("question_id", question),
+                "answer_id": f"{model_id}-{question}",
+                "model_id": model_id,
+                "choices": [{"index": 0, "turns": []}],
+                "tstamp": tstamp,
+            }
+        answers[question]["choices"][0]["turns"].append(record.picked)
+    return list(answers.values())
 
 
 def _instruction(record: Record) -> str:

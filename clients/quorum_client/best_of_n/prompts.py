@@ -37,6 +37,7 @@ class PromptTask:
         candidates: what is given to pick from; None where a generator is to write it.
         given: further fields of each candidate (`gold`, `generator`, …), kept in the record; as long as `candidates`.
         extra: further fields of the line, kept in the record.
+        later: the user's further turns, each asked after the pick of the one before (MT-Bench).
     """
 
     prompt_id: str
@@ -44,10 +45,23 @@ class PromptTask:
     candidates: tuple[str, ...] | None = None
     given: tuple[Mapping[str, object], ...] = ()
     extra: Mapping[str, object] = field(default_factory=dict)
+    later: tuple[str, ...] = ()
+
+    def next_turn(self, picked: str) -> PromptTask | None:
+        """The user's next turn, after this answer, or None; its id is the first's with /2, /3 and so on."""
+        if not self.later:
+            return None
+        before = [Message(role="user", content=self.prompt)] if isinstance(self.prompt, str) else self.prompt
+        told = [*before, Message(role="assistant", content=picked), Message(role="user", content=self.later[0])]
+        first = self.prompt_id.rpartition("/")[0] if len(before) > 1 else self.prompt_id
+        return PromptTask(f"{first}/{(len(told) + 1) // 2}", told, extra=self.extra, later=self.later[1:])
 
     def to_json(self) -> object:
         """The prompt as a record has it."""
         return self.prompt if isinstance(self.prompt, str) else [turn.model_dump() for turn in self.prompt]
+
+
+_A = {"instruction": "an instruction", "turns": "turns"}
 
 
 class _Candidate(BaseModel):
@@ -64,14 +78,21 @@ class _Line(BaseModel):
     prompt_id: str | int | None = None
     prompt: str | list[Message] | None = None
     instruction: str | None = None
+    turns: list[str] | None = Field(None, min_length=1)
+    question_id: str | int | None = None
     candidates: list[_Candidate | str] | None = Field(None, min_length=1)
 
     @model_validator(mode="after")
     def _one_prompt(self) -> _Line:
-        if not (self.prompt or self.instruction):
-            raise ValueError("needs a prompt (a text or messages) or an instruction")
-        if self.prompt and self.instruction:
-            raise ValueError("has both a prompt and an instruction")
+        given = [name for name in ("prompt", "instruction", "turns") if getattr(self, name)]
+        if not given:
+            raise ValueError("needs a prompt (a text or messages), an instruction, or turns")
+        if len(given) > 1:
+            raise ValueError(f"has both a {given[0]} and {_A[given[1]]}")
+        if self.turns and (self.candidates or not all(self.turns)):
+            raise ValueError(
+                "turns are non-empty texts, and have no candidates: the second depends on the first's answer"
+            )
         return self
 
 
@@ -112,12 +133,14 @@ def _task(raw: bytes, where: str, index: int) -> PromptTask:
         raise BadPromptLine(f"{where}: {describe_invalid(error)}") from error
     except ValueError as error:  # not JSON, or not UTF-8
         raise BadPromptLine(f"{where}: is not JSON: {error}") from error
-    prompt = line.prompt or line.instruction
+    prompt = line.prompt or line.instruction or (line.turns[0] if line.turns else None)
     assert prompt is not None
     candidates = None
     given: tuple[Mapping[str, object], ...] = ()
     if line.candidates is not None:
         candidates = tuple(one if isinstance(one, str) else one.text for one in line.candidates)
         given = tuple({} if isinstance(one, str) else dict(one.model_extra or {}) for one in line.candidates)
-    prompt_id = str(index if line.prompt_id is None else line.prompt_id)
-    return PromptTask(prompt_id, prompt, candidates, given, dict(line.model_extra or {}))
+    named = line.question_id if line.prompt_id is None else line.prompt_id
+    extra = dict(line.model_extra or {}) | ({} if line.question_id is None else {"question_id": line.question_id})
+    prompt_id = str(index if named is None else named)
+    return PromptTask(prompt_id, prompt, candidates, given, extra, tuple(line.turns or ())[1:])

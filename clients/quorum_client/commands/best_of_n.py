@@ -24,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 from quorum_client._request import RewardKwargs
 from quorum_client.async_client import AsyncClient
 from quorum_client.best_of_n.journal import Journal, open_journal
-from quorum_client.best_of_n.outputs import alpaca_eval_outputs
+from quorum_client.best_of_n.outputs import alpaca_eval_outputs, mt_bench_answers
 from quorum_client.best_of_n.picker import DEFAULT_AT_ONCE, Picker
 from quorum_client.best_of_n.picker import best_of_n as pick_all
 from quorum_client.best_of_n.prompts import PromptTask, read_prompts
@@ -81,7 +81,10 @@ def best_of_n(  # noqa: PLR0913 - the options of a command are its interface
     alpaca_eval: Annotated[
         Path | None, typer.Option(help="At the end, also write the picks as AlpacaEval's model_outputs.")
     ] = None,
-    name: Annotated[str, typer.Option(help="What AlpacaEval's file calls the system.")] = "quorum-best-of-n",
+    mt_bench: Annotated[
+        Path | None, typer.Option(help="At the end, also write the picks as MT-Bench's model_answer (prompts: turns).")
+    ] = None,
+    name: Annotated[str, typer.Option(help="What these files call the system.")] = "quorum-best-of-n",
     print_json: Annotated[bool, typer.Option("--json", help="End stdout with the summary as JSON.")] = False,
 ) -> None:
     """Pick the best of N candidates of every prompt.
@@ -90,11 +93,12 @@ def best_of_n(  # noqa: PLR0913 - the options of a command are its interface
     QUORUM_API_KEY and QUORUM_GENERATOR_API_KEY.
     """
     tasks = read_prompts(prompts)
-    _check_usage(tasks, generator_url, out, alpaca_eval)
+    _check_usage(tasks, generator_url, {"--out": out, "--alpaca-eval": alpaca_eval, "--mt-bench": mt_bench})
     sampling = SamplingOptions(n, temperature, top_p, max_tokens, stop=tuple(stop or ()))
     options: RewardKwargs = {"mode": mode, "beta": beta, "ensemble": ensemble}
     ranking = {name: value for name, value in {**options, "center": center}.items() if value is not None}
     summary = Summary(out=str(out))
+    records: list[Record] = []
     started_s = time.monotonic()
 
     async def go() -> None:
@@ -110,14 +114,17 @@ def best_of_n(  # noqa: PLR0913 - the options of a command are its interface
                 )
                 asked = Asked(model or await _only_model(generator), sampling, seed)
             journal = stack.enter_context(open_journal(out, tasks, asked, ranking))
-            await _run(tasks, Picker(ranker, options, center, generator, asked), journal, at_once, summary)
+            await _run_turns(tasks, Picker(ranker, options, center, generator, asked), journal, at_once, summary)
+            records.extend(_in_order(journal.records, tasks))
 
     try:
         asyncio.run(go())
-        records = _in_order(out, tasks)
         summary.unpicked = sum(record.picked is None for record in records)
         if alpaca_eval is not None:
             _write(alpaca_eval, json.dumps(alpaca_eval_outputs(records, name), indent=1, ensure_ascii=False))
+        if mt_bench is not None:
+            lines = mt_bench_answers(records, name, time.time())
+            _write(mt_bench, "\n".join(json.dumps(line, ensure_ascii=False) for line in lines))
     except OSError as error:
         raise FileFailed(f"{error.filename or 'reading or writing'}: {error.strerror or error}") from error
     finally:
@@ -127,12 +134,19 @@ def best_of_n(  # noqa: PLR0913 - the options of a command are its interface
             typer.echo(json.dumps(asdict(summary)))
 
 
+async def _run_turns(tasks: list[PromptTask], picker: Picker, journal: Journal, at_once: int, summary: Summary) -> None:
+    """All prompts; then, of dialogues, the second turn of all, and so on."""
+    summary.kept = len(journal.records)
+    while tasks:
+        await _run(tasks, picker, journal, at_once, summary)
+        tasks = _next_turns(journal.records, tasks) if any(task.later for task in tasks) else []
+
+
 async def _run(tasks: list[PromptTask], picker: Picker, journal: Journal, at_once: int, summary: Summary) -> None:
-    summary.kept = len(journal.done)
-    rest = [task for task in tasks if task.prompt_id not in journal.done]
+    rest = [task for task in tasks if task.prompt_id not in journal.records]
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
-        shown = progress.add_task("best-of-n", total=len(tasks), completed=summary.kept)
+        shown = progress.add_task("best-of-n", total=len(tasks), completed=len(tasks) - len(rest))
         async for record in pick_all(rest, picker, at_once=at_once):
             journal.add(record)
             summary.prompts += 1
@@ -147,11 +161,22 @@ async def _only_model(generator: Generator) -> str:
     return names[0]
 
 
-def _in_order(out: Path, tasks: list[PromptTask]) -> list[Record]:
-    """The records of the file, in the order of the prompts."""
-    lines = [json.loads(line) for line in out.read_bytes().splitlines()] if out.exists() else []
-    by_prompt = {line["prompt_id"]: Record(line) for line in lines}
-    return [by_prompt[task.prompt_id] for task in tasks if task.prompt_id in by_prompt]
+def _next_turns(records: dict[str, Record], tasks: list[PromptTask]) -> list[PromptTask]:
+    """The turns after these, of prompts that have a pick and say more."""
+    told = [(task, records[task.prompt_id].picked) for task in tasks if task.prompt_id in records]
+    following = [task.next_turn(picked) for task, picked in told if picked is not None]
+    return [task for task in following if task is not None]
+
+
+def _in_order(records: dict[str, Record], tasks: list[PromptTask]) -> list[Record]:
+    """The records in the order of the prompts, each prompt's turns one after another."""
+    found = []
+    for task in tasks:
+        turns = [task]
+        while turns:
+            found += [records[one.prompt_id] for one in turns if one.prompt_id in records]
+            turns = _next_turns(records, turns)
+    return found
 
 
 def _write(path: Path, text: str) -> None:
@@ -160,12 +185,14 @@ def _write(path: Path, text: str) -> None:
     part.replace(path)
 
 
-def _check_usage(tasks: list[PromptTask], generator_url: str | None, out: Path, alpaca_eval: Path | None) -> None:
+def _check_usage(tasks: list[PromptTask], generator_url: str | None, files: dict[str, Path | None]) -> None:
     without = sum(task.candidates is None for task in tasks)
     if without and generator_url is None:
         raise typer.BadParameter(f"{without} prompts have no candidates: give --generator-url")
     if not without and generator_url is not None:
         raise typer.BadParameter("every prompt has candidates: --generator-url would write none")
-    for option, path in (("--out", out), ("--alpaca-eval", alpaca_eval)):
+    if files["--mt-bench"] is not None and not any(task.later for task in tasks):
+        raise typer.BadParameter("--mt-bench: no prompt has several turns")
+    for option, path in files.items():
         if path is not None and (path.is_dir() or not path.parent.is_dir()):
             raise typer.BadParameter(f"{option}: {path} cannot be a file")
