@@ -80,7 +80,7 @@ def serve(  # noqa: PLR0913 - the options of a command are its interface
         str | None, typer.Option(help="A server with OpenAI's API: /v1/chat/completions gives its best answer of N.")
     ] = None,
     generator_model: Annotated[
-        str | None, typer.Option(help="Its model where a request names none.", show_default="its first")
+        str | None, typer.Option(help="Its model where a request names none; its first if left out.")
     ] = None,
 ) -> None:
     """Serve an ensemble over HTTP.
