@@ -35,7 +35,7 @@ _PROBES = ((5, 9, 3), (40, 2, 17))
 
 
 def pays_to_compile(device: torch.device, dtype: torch.dtype) -> bool:
-    """On CUDA in half precision. On a CPU it gained nothing (ARCHITECTURE.md has the figures)."""
+    """On CUDA in half precision. On a CPU it gains 6 %, for which nobody waits (ARCHITECTURE.md has the figures)."""
     return device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
 
 
