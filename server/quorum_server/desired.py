@@ -38,12 +38,17 @@ class StateUnreadable(QuorumError):
 
 
 class Desired(BaseModel):
-    """What is to serve under a name. last_good: what served last, for a restart at which `source` cannot be loaded."""
+    """What is to serve under a name.
+
+    last_good: what served last, for a restart at which `source` cannot be loaded. by_request: a request named it, so
+    that what it refers to must lie in the allowed folders, after a restart too.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str
     last_good: str | None = None
+    by_request: bool = False
 
 
 class _State(BaseModel):

@@ -21,6 +21,7 @@ from quorum_client.ensemble_types import EnsembleStatus
 from quorum_client.errors import EnsembleNotFound, InternalError, InvalidRequest, QuorumError
 from quorum_client.types import ItemError
 from quorum_model.bundle.read import Bundle
+from quorum_server.allowed_sources import check_backbone
 from quorum_server.desired import Desired, StateFile
 from quorum_server.events import Observer
 from quorum_server.loading import LoadingEngine, Resolve, load_ensemble, read_source
@@ -56,6 +57,7 @@ class Reconciler:
         resolve: finds bundles.
         state: where the desired state is kept; None keeps it as long as this process.
         observer: is told of every swap.
+        roots: folders that requests may load from.
     """
 
     def __init__(
@@ -64,8 +66,10 @@ class Reconciler:
         resolve: Resolve,
         state: StateFile | None = None,
         observer: Observer | None = None,
+        roots: Sequence[Path] = (),
     ) -> None:
         self._engine = engine
+        self._roots = roots
         self._resolve = resolve
         self._state = state
         self._observer = observer or Observer()
@@ -140,19 +144,20 @@ class Reconciler:
                 return error
             try:
                 logger.warning("'%s' serves its last good source, %s", name, good)
-                self.registry.put(await self._load(name, good))
+                self.registry.put(await self._load(name, wish.desired.model_copy(update={"source": good})))
             except QuorumError as older:
                 logger.error("'%s': nor can its last good source be loaded: %s", name, older.message)
                 return error
         return None
 
-    async def put(self, name: str, source: str, *, wait: bool = True) -> Ensemble | None:
+    async def put(self, name: str, source: str, *, wait: bool = True, by_request: bool = False) -> Ensemble | None:
         """Serve `source` under `name`; see the module's text.
 
         Args:
             name: of the ensemble.
             source: a folder, a hub id, or "default".
             wait: for the swap; else it goes on in the background, and None is returned.
+            by_request: see `Desired`; `source` itself is allowed.
 
         Raises:
             Conflict: a watched folder decides, or a later change came before this one's turn.
@@ -161,7 +166,8 @@ class Reconciler:
         """
         self._refuse_watched(name)
         before = self._wishes.get(name)
-        wish = _Wish(Desired(source=_durable(source), last_good=before.desired.last_good if before else None))
+        last_good = before.desired.last_good if before else None
+        wish = _Wish(Desired(source=_durable(source), last_good=last_good, by_request=by_request))
         self._keep(self._wishes | {name: wish})
         change = self._start(self._follow(name, wish))
         # A caller that leaves does not undo the change.
@@ -203,7 +209,7 @@ class Reconciler:
                 raise Conflict(f"a later change of '{name}' came before this one's turn")
             started_s = time.monotonic()
             try:
-                ensemble = await self._load(name, wish.desired.source, bundle)
+                ensemble = await self._load(name, wish.desired, bundle)
             except Exception as error:
                 ours = error if isinstance(error, QuorumError) else InternalError(f"{type(error).__name__}: {error}")
                 self._settle(name, wish, replace(wish, is_loading=False, error=ours))
@@ -222,8 +228,12 @@ class Reconciler:
             logger.info("'%s' serves version %s after %.1f s", name, ensemble.version, elapsed_s)
             return ensemble
 
-    async def _load(self, name: str, source: str, bundle: Bundle | None = None) -> Ensemble:
+    async def _load(self, name: str, desired: Desired, bundle: Bundle | None = None) -> Ensemble:
+        source = desired.source
         bundle = bundle or await read_source(source, self._resolve)
+        if desired.by_request:
+            in_use = {one.manifest.backbone.source for one in self.registry.list()}
+            check_backbone(bundle, self._roots, in_use)
         same = self.registry.find(bundle.version)
         return await load_ensemble(name, source, bundle, self._engine, same.loaded if same else None)
 

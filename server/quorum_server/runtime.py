@@ -68,7 +68,11 @@ class Runtime:
         self._failure: QuorumError | None = None
         self._watching: asyncio.Task[None] | None = None
         self.reconciler = Reconciler(
-            self._pool, resolve_bundle, StateFile(settings.state) if settings.state else None, observer
+            self._pool,
+            resolve_bundle,
+            StateFile(settings.state) if settings.state else None,
+            observer,
+            settings.bundle_roots,
         )
         # Beside the state file, which refers to them.
         folder = settings.state.with_name(f"{settings.state.name}.bundles") if settings.state else None

@@ -18,8 +18,14 @@ import psutil
 ROOT = Path(__file__).parents[2]
 _WAIT_S = 60.0
 
-REAL_ENGINE = "import typer; from quorum_server.command import serve; typer.run(serve)"
-"""The command as a user runs it."""
+REAL_ENGINE = """
+from quorum_client.allocator import keep_freed_memory
+keep_freed_memory()
+import typer
+from quorum_server.command import serve
+typer.run(serve)
+"""
+"""The command as a user runs it, its allocator's settings too."""
 
 FAKE_ENGINE = """
 import sys

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from quorum_model.bundle.read import resolve_bundle
+from quorum_model.bundle.read import Bundle, resolve_bundle
 from quorum_model.errors import BundleError
-from quorum_server.allowed_sources import SourceNotAllowed, check_source
+from quorum_server.allowed_sources import SourceNotAllowed, check_backbone, check_source
+from tests.server.tiny_bundle import make_fake_bundle
 
 
 @pytest.fixture
@@ -88,3 +90,25 @@ def test_a_root_may_be_a_link(root: Path) -> None:
     link = root.parent / "link"
     link.symlink_to(root)
     assert check_source(str(link / "in" / "bundle"), [link]) == str(root / "in" / "bundle")
+
+
+@pytest.mark.parametrize("source", ["bundle:backbone", "package:some-model", "org/model", "{root}/in"])
+def test_a_backbone_in_the_bundle_a_package_the_hub_or_a_root(root: Path, source: str, tmp_path: Path) -> None:
+    bundle = with_backbone(tmp_path, source.format(root=root))
+    check_backbone(bundle, [root], set())
+
+
+@pytest.mark.parametrize("source", ["{root}/up", "{root}/../secret", "/etc", "/nowhere/at/all", "secret"])
+def test_a_backbone_in_any_other_folder_is_refused_unless_it_serves(root: Path, source: str, tmp_path: Path) -> None:
+    given = source.format(root=root)
+    bundle = with_backbone(tmp_path, given)
+    with pytest.raises(SourceNotAllowed, match="backbone") as failure:
+        check_backbone(bundle, [root], {"/another"})
+    assert "secret" not in failure.value.message
+    check_backbone(bundle, [root], {given})
+
+
+def with_backbone(folder: Path, source: str) -> Bundle:
+    bundle = make_fake_bundle(folder / "with-backbone")
+    reference = bundle.manifest.backbone.model_copy(update={"source": source})
+    return replace(bundle, manifest=bundle.manifest.model_copy(update={"backbone": reference}))

@@ -6,14 +6,16 @@ import asyncio
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from quorum_client.errors import EnsembleNotFound, InvalidRequest, NotReady, QuorumError
-from quorum_model.bundle.read import resolve_bundle
+from quorum_model.bundle.read import Bundle, read_bundle, resolve_bundle
 from quorum_model.errors import BundleCorrupt, BundleError
+from quorum_server.allowed_sources import SourceNotAllowed
 from quorum_server.desired import Desired, StateFile, StateNotWritten, StateUnreadable
 from quorum_server.engine.messages import EngineLost, Loaded
 from quorum_server.events import Observer
@@ -65,7 +67,8 @@ def server(tmp_path: Path) -> Server:
 async def test_seeds_serve_under_their_own_names_and_are_kept(server: Server, bundles: list[Path]) -> None:
     await server.reconciler.restore([str(bundles[0])])
     assert server.num_members() == 1
-    assert server.kept() == {"tiny": {"source": str(bundles[0]), "last_good": str(bundles[0])}}
+    source = str(bundles[0])
+    assert server.kept() == {"tiny": {"source": source, "last_good": source, "by_request": False}}
     (status,) = server.reconciler.statuses()
     assert (status.state, status.source, status.error) == ("serving", str(bundles[0]), None)
     assert status.version == server.reconciler.registry.get("tiny").version
@@ -322,3 +325,28 @@ async def test_at_the_start_an_older_watched_bundle_serves_where_the_newest_is_b
 def test_every_error_of_a_change_has_a_status_of_its_own() -> None:
     errors: list[type[QuorumError]] = [Conflict, StateNotWritten]
     assert [(error.code, error.status) for error in errors] == [("conflict", 409), ("state_not_written", 503)]
+
+
+async def test_what_a_request_names_stands_on_an_allowed_backbone_also_after_a_restart(
+    bundles: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def read(source: str, _: object) -> Bundle:
+        bundle = read_bundle(Path(source))
+        reference = bundle.manifest.backbone.model_copy(update={"source": "/somewhere"})
+        return replace(bundle, manifest=bundle.manifest.model_copy(update={"backbone": reference}))
+
+    server = Server(tmp_path)
+    monkeypatch.setattr("quorum_server.reconciler.read_source", read)
+    with pytest.raises(SourceNotAllowed):
+        await server.reconciler.put("tiny", str(bundles[0]), by_request=True)
+    assert server.reconciler.registry.list() == []
+    again = Server(tmp_path)
+    with pytest.raises(SourceNotAllowed):
+        await again.reconciler.restore([])
+    again.reconciler._roots = (Path("/"),)
+    await again.reconciler.put("tiny", str(bundles[0]), by_request=True)
+    assert again.num_members() == 1
+    (tmp_path / "own").mkdir()
+    own = Server(tmp_path / "own")
+    await own.reconciler.put("tiny", str(bundles[1]))  # the operator's own
+    assert own.num_members() == 2

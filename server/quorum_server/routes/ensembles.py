@@ -73,7 +73,7 @@ async def put_ensemble(
     Answers when it serves, or says why it cannot; then what served before serves on. With `wait=false` it answers 202
     at once; GET /v1/ensembles shows what became of it.
     """
-    ensemble = await reconciler.put(name, check_source(body.source, roots), wait=wait)
+    ensemble = await reconciler.put(name, check_source(body.source, roots), wait=wait, by_request=True)
     if ensemble is not None:
         return ensemble.info()
     response.status_code = 202
