@@ -332,7 +332,7 @@ async def test_what_a_request_names_stands_on_an_allowed_backbone_also_after_a_r
 ) -> None:
     async def read(source: str, _: object) -> Bundle:
         bundle = read_bundle(Path(source))
-        reference = bundle.manifest.backbone.model_copy(update={"source": "/somewhere"})
+        reference = bundle.manifest.backbone.model_copy(update={"source": str(bundles[0] / "backbone")})
         return replace(bundle, manifest=bundle.manifest.model_copy(update={"backbone": reference}))
 
     server = Server(tmp_path)
