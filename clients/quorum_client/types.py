@@ -275,6 +275,10 @@ class EnsembleInfo(ResponseModel):
     device: str
     attention: str = Field(description="packed, or unpadded where the backbone cannot be packed exactly")
     metrics: dict[str, Any] = Field(default_factory=dict)
+    std_quantiles: dict[str, float] = Field(
+        default_factory=dict,
+        description='quantile (as "0.99") to std over members, on the data that it was calibrated on',
+    )
 
 
 class ErrorBody(ResponseModel):

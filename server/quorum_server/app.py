@@ -7,6 +7,7 @@ Knows nothing of processes' arguments, printing or signals; see `quorum_server.c
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -14,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 
 from quorum_client.generation import Generator
 from quorum_server.engine.process import EngineProcess
@@ -29,6 +31,7 @@ from quorum_server.middleware import RequestContext
 from quorum_server.routes import compare, ensembles, gateway, health, metrics, openrlhf, rank, score, sglang, tei, vllm
 from quorum_server.runtime import Runtime
 from quorum_server.settings import Settings
+from quorum_server.traces import Traces
 
 
 def create_app(settings: Settings, make_engine: Callable[[], Engine] | None = None) -> FastAPI:
@@ -40,21 +43,22 @@ def create_app(settings: Settings, make_engine: Callable[[], Engine] | None = No
 
     Raises:
         InvalidKeys: the API keys cannot be used.
-        InvalidRequest, MissingExtra: the generator's address is none; OpenAI's SDK is not installed.
+        InvalidRequest, MissingExtra: the generator's address is none; OpenAI's SDK or OpenTelemetry is not installed.
     """
     listed = None if settings.api_keys is None else settings.api_keys.get_secret_value()
     keys = load_keys(listed, settings.api_keys_file)
     make_engine = make_engine or partial(
         EngineProcess, num_threads=settings.engine_threads, log_level=settings.log_level
     )
-    app = FastAPI(
+    app = FastAPIOffline(  # /docs and /redoc with their scripts from here: users' machines may see no other
         title="Quorum",
         summary="Reward-model ensembles as a service",
         version=_distribution_version(),
         lifespan=_lifespan,
     )
     app.state.metrics = watcher = Metrics()
-    app.state.runtime = runtime = Runtime(settings, make_engine, watcher)
+    app.state.traces = traces = Traces(settings.otlp_endpoint)
+    app.state.runtime = runtime = Runtime(settings, make_engine, watcher, traces)
     watcher.watch(lambda: runtime.admission.held_tokens, runtime.registry.list, runtime.engine_pids)
     app.state.max_queued_tokens = settings.max_queued_tokens
     app.state.tokenizer_threads = settings.tokenizer_threads
@@ -63,6 +67,7 @@ def create_app(settings: Settings, make_engine: Callable[[], Engine] | None = No
     app.state.needs_key = bool(keys)
     app.state.gateway = _make_gateway(settings, runtime, watcher)
     app.add_middleware(KeyGuard, keys=keys, observer=watcher)
+    traces.watch(app)
     app.add_middleware(RequestContext, metrics=watcher)  # added last, so outermost
     add_error_handlers(app)
     app.include_router(health.router)
@@ -123,6 +128,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await runtime.stop()
         if app.state.gateway is not None:
             await app.state.gateway.aclose()
+        await asyncio.to_thread(app.state.traces.close)
 
 
 def _distribution_version() -> str:

@@ -78,6 +78,7 @@ class Ensemble:
             device=self.loaded.device,
             attention=self.loaded.attention,
             metrics=manifest.metrics,
+            std_quantiles={} if manifest.reference_stats is None else manifest.reference_stats.std_quantiles,
         )
 
 

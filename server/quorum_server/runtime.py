@@ -26,6 +26,7 @@ from quorum_server.registry import Ensemble
 from quorum_server.scheduler import Scheduler
 from quorum_server.service import ScoringService
 from quorum_server.settings import Settings
+from quorum_server.traces import Traces
 from quorum_server.watch import Watcher
 
 logger = logging.getLogger(__name__)
@@ -38,9 +39,16 @@ class Runtime:
         settings: what to load, where, and how much to queue.
         make_engine: gives a new engine, not started.
         observer: is told of what happens.
+        traces: has a span for each phase of a request; None for none.
     """
 
-    def __init__(self, settings: Settings, make_engine: Callable[[], Engine], observer: Observer | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        make_engine: Callable[[], Engine],
+        observer: Observer | None = None,
+        traces: Traces | None = None,
+    ) -> None:
         self._settings = settings
         self._pool = EnginePool(
             [
@@ -85,6 +93,7 @@ class Runtime:
             self._threads,
             max_text_chars=settings.max_text_chars,
             observer=observer,
+            traces=traces,
         )
 
     async def start(self) -> None:

@@ -48,6 +48,7 @@ from quorum_server.limits import check_text
 from quorum_server.packing import Unit, cut_units
 from quorum_server.registry import Ensemble, Registry
 from quorum_server.scheduler import Scheduler
+from quorum_server.traces import Traces
 
 _Request = TypeVar("_Request", ScoreRequest, RankRequest, CompareRequest)
 _Response = TypeVar("_Response", bound=ScoreResponse | RankResponse | CompareResponse | CompareListResponse)
@@ -82,6 +83,7 @@ class ScoringService:
         threads: runs tokenising and the arithmetic after the engine.
         max_text_chars: most characters to tokenise for one request.
         observer: is told of what was answered.
+        traces: has a span for each phase of a request; None for none.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class ScoringService:
         *,
         max_text_chars: int,
         observer: Observer | None = None,
+        traces: Traces | None = None,
     ) -> None:
         self._registry = registry
         self._scheduler = scheduler
@@ -100,6 +103,7 @@ class ScoringService:
         self._threads = threads
         self._max_text_chars = max_text_chars
         self._observer = observer or Observer()
+        self._traces = traces or Traces(None)
         self._num_under_way = 0
         self._is_idle = asyncio.Event()
         self._is_idle.set()
@@ -172,15 +176,21 @@ class ScoringService:
         finish: Callable[..., _Response],
     ) -> _Response:
         self._check_text(request)
-        work = await self._in_thread(_tokenize, prepare, ensemble, request)
+        self._traces.mark(call.request_id)
+        with self._traces.span("tokenize", ensemble=ensemble.name, version=ensemble.version):
+            work = await self._in_thread(_tokenize, prepare, ensemble, request)
         self._observer.tokenized(ensemble.name, work.elapsed_s)
-        scores = await self._scheduler.submit(
-            ensemble.version, work.sequences, work.units, ensemble.loaded.token_budget
-        )
+        with self._traces.span("compute", sequences=len(work.sequences), tokens=sum(map(len, work.sequences))):
+            scores = await self._scheduler.submit(
+                ensemble.version, work.sequences, work.units, ensemble.loaded.token_budget
+            )
         if not len(scores.raw):  # none of its texts could be scored
             missing = np.full((ensemble.loaded.num_members, len(work.sequences)), np.nan, np.float32)
             scores = replace(scores, raw=missing)
-        response: _Response = await self._in_thread(_finish, finish, ensemble.context, work, scores, call.request_id)
+        with self._traces.span("finish"):
+            response: _Response = await self._in_thread(
+                _finish, finish, ensemble.context, work, scores, call.request_id
+            )
         self._observer.answered(ensemble.context, work.prepared, scores.raw, response)
         return response
 

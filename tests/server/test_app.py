@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,18 @@ async def test_the_openapi_page_describes_bodies_and_errors(service: Service) ->
     body = operation["requestBody"]["content"]["application/json"]["schema"]
     assert body == {"$ref": "#/components/schemas/ScoreRequest"}
     assert {"400", "404", "413", "422", "429", "500", "503", "504"} <= set(operation["responses"])
-    assert (await service.http.get("/docs")).status_code == 200
+
+
+@pytest.mark.parametrize("page", ["/docs", "/redoc"])
+async def test_the_documentation_needs_no_other_machine(service: Service, page: str) -> None:
+    shown = await service.http.get(page)
+    assert shown.status_code == 200
+    named = re.findall(r"""(?:src|href)=["']([^"']+)["']""", shown.text)
+    assert any(name.endswith(".js") for name in named)
+    for name in named:
+        assert name.startswith("/"), name
+        assert (await service.http.get(name)).status_code == 200, name
+    assert (await service.http.get("/static-offline-docs/../app.py")).status_code == 404
 
 
 async def test_a_deadline_that_passes_is_504_and_leaves_the_queue(service: Service) -> None:

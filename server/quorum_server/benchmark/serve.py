@@ -53,7 +53,10 @@ def serve(  # noqa: PLR0913 - the options of a command are its interface
         BenchDtype, typer.Option(help="Of the engine; auto is bfloat16 where the machine multiplies it.")
     ] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")] = "auto",
-    sequences: Annotated[int, typer.Option(min=2, help="Texts of one turn, each a request.")] = 192,
+    sequences: Annotated[int, typer.Option(min=2, help="Texts of one turn, each a request.")] = 512,
+    slow_sequences: Annotated[
+        int, typer.Option(min=2, help="Of these, for a turn of who computes one at a time; at most `sequences`.")
+    ] = 128,
     max_length: Annotated[int, typer.Option(min=8, help="Longer texts are left out, in tokens.")] = 256,
     concurrency: Annotated[list[int] | None, typer.Option(help="Requests at a time; repeatable.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Timed turns of every contestant.")] = 3,
@@ -67,9 +70,9 @@ def serve(  # noqa: PLR0913 - the options of a command are its interface
         folder = find_backbone(backbone, Path(work), max_length=max_length)
         texts, ids = _texts(folder, data, sequences, max_length)
         ensemble = draw_ensemble(folder, kind="lora", members=members, rank=rank, layers="all", max_length=max_length)
-        contest = _Contest(ensemble, folder, texts, ids, chosen, target, max_length)
+        contest = _Contest(ensemble, folder, texts, ids, chosen, target, max_length, slow_sequences)
         contest.enter(Path(work), levels, stack)
-        differences = check_agreement({name: run() for name, run in contest.runs.items()}, contest.dtypes, OFFLINE)
+        differences = contest.check()
         prepares: dict[str, Callable[[], Callable[[], object]]] = {
             name: unprepared(run) for name, run in contest.runs.items()
         }
@@ -86,7 +89,8 @@ def serve(  # noqa: PLR0913 - the options of a command are its interface
         "sequences": len(ids),
         "tokens": sum(map(len, ids)),
         "max_length": max_length,
-        **serve_figures(turns, contest.latencies, len(ids)),
+        "slow_sequences": contest.count_of(BARE),
+        **serve_figures(turns, contest.latencies, {name: contest.count_of(name) for name in contest.runs}),
         "seconds": turns.seconds,
         "largest_difference": differences,
         "token_budget": contest.token_budget,
@@ -114,7 +118,9 @@ class _Contest:
         dtype: str,
         device: torch.device,
         max_length: int,
+        slow_count: int,
     ) -> None:
+        self._slow_count = min(slow_count, len(ids))
         self._ensemble = ensemble
         self._backbone = backbone
         self._texts = texts
@@ -148,27 +154,47 @@ class _Contest:
             peer = stack.enter_context(ServerProcess(BLOCKING, [json.dumps(settings)]))
             self._add(name, dtype, partial(self._ask_blocking, peer.url, name))
 
+    def count_of(self, name: str) -> int:
+        """Texts of one turn: fewer for who computes one at a time, whose rate does not depend on it."""
+        return self._slow_count if name in (BARE, quorum_at(1), BLOCKING_SAME, BLOCKING_FP32) else len(self._ids)
+
+    def check(self) -> dict[str, float]:
+        """Run everyone once; the largest difference from the offline engine.
+
+        Raises:
+            ContestantsDisagree: see `check_agreement`.
+        """
+        scores = {name: run() for name, run in self.runs.items()}
+        differences = {}
+        for name, own in scores.items():
+            pair = {OFFLINE: scores[OFFLINE][:, : own.shape[1]], name: own}
+            differences[name] = check_agreement(pair, self.dtypes, OFFLINE)[name]
+        return differences
+
     def _add(self, name: str, dtype: str, run: Callable[[], Any]) -> None:
         self.runs[name] = run
         self.dtypes[name] = dtype
 
     def _one_by_one(self, engine: Any) -> Any:
         raw = []
-        for sequence in self._ids:
+        for sequence in self._ids[: self.count_of(BARE)]:
             started = time.perf_counter()
             raw.append(engine.score([sequence]).raw)
             self.latencies.setdefault(BARE, []).append(time.perf_counter() - started)
         return np.concatenate(raw, axis=1)
 
     def _ask_quorum(self, url: str, level: int) -> Any:
-        bodies = [{"inputs": [{"text": text}], "normalize": False} for text in self._texts]
+        bodies = [{"inputs": [{"text": text}], "normalize": False} for text in self._texts_of(quorum_at(level))]
         answers = self._ask(f"{url}/score", bodies, level, quorum_at(level))
         return np.array([body["results"][0]["members"] for body in answers.bodies]).T
 
     def _ask_blocking(self, url: str, name: str) -> Any:
-        bodies = [{"query": [text]} for text in self._texts]
+        bodies = [{"query": [text]} for text in self._texts_of(name)]
         answers = self._ask(f"{url}/get_reward", bodies, AGAINST_BLOCKING, name)
         return np.array([[own[0] for own in body["rewards"]] for body in answers.bodies]).T
+
+    def _texts_of(self, name: str) -> list[str]:
+        return self._texts[: self.count_of(name)]
 
     def _ask(self, url: str, bodies: list[dict[str, Any]], level: int, name: str) -> Answers:
         answers = post_all(url, bodies, level)
@@ -181,21 +207,25 @@ def quorum_at(level: int) -> str:
     return f"quorum_at_{level}"
 
 
-def serve_figures(turns: Turns, latencies: dict[str, list[float]], count: int) -> dict[str, Any]:
+def serve_figures(turns: Turns, latencies: dict[str, list[float]], counts: dict[str, int]) -> dict[str, Any]:
     """Ratios, requests a second, and latencies of a contest.
 
     Args:
         turns: of all contestants.
         latencies: seconds of every request, by contestant.
-        count: requests of one turn.
+        counts: requests of one turn, by contestant.
     """
     peer = quorum_at(AGAINST_BLOCKING)
+
+    def times_as_fast(other: str) -> float:
+        return turns.ratio(other, peer) * counts[peer] / counts[other]
+
     return {
-        "fraction_of_offline": turns.ratio(OFFLINE, peer),
+        "fraction_of_offline": times_as_fast(OFFLINE),
         "ratio_p50_over_bare_forward": statistics.median(latencies[quorum_at(1)]) / statistics.median(latencies[BARE]),
-        "ratio_blocking_same_dtype": turns.ratio(BLOCKING_SAME, peer),
-        "ratio_blocking_float32": turns.ratio(BLOCKING_FP32, peer) if BLOCKING_FP32 in turns.seconds else None,
-        "requests_per_second": {name: count / turns.median(name) for name in turns.seconds},
+        "ratio_blocking_same_dtype": times_as_fast(BLOCKING_SAME),
+        "ratio_blocking_float32": times_as_fast(BLOCKING_FP32) if BLOCKING_FP32 in turns.seconds else None,
+        "requests_per_second": {name: counts[name] / turns.median(name) for name in turns.seconds},
         "latency_s": {
             name: dict(zip(("p50", "p99"), np.quantile(own, [0.5, 0.99]).tolist(), strict=True))
             for name, own in latencies.items()

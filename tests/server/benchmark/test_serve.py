@@ -42,12 +42,14 @@ def test_figures_by_hand() -> None:
         }
     )
     latencies = {"bare_forward": [0.1, 0.2, 0.3], "quorum_at_1": [0.3, 0.1, 0.5]}
-    figures = serve_figures(turns, latencies, 8)
+    counts = {"offline": 8, "quorum_at_1": 4, "quorum_at_64": 8, "blocking_same_dtype": 2}
+    figures = serve_figures(turns, latencies, counts)
     assert figures["fraction_of_offline"] == pytest.approx(0.8)  # 0.8, 0.5, 0.8
-    assert figures["ratio_blocking_same_dtype"] == pytest.approx(3.0)  # 4, 1, 3
+    assert figures["ratio_blocking_same_dtype"] == pytest.approx(12.0)  # 4, 1, 3 for a quarter of the texts
     assert figures["ratio_blocking_float32"] is None
     assert figures["ratio_p50_over_bare_forward"] == pytest.approx(1.5)
     assert figures["requests_per_second"]["quorum_at_64"] == pytest.approx(2.0)
+    assert figures["requests_per_second"]["quorum_at_1"] == pytest.approx(0.5)
     assert figures["latency_s"]["bare_forward"]["p50"] == pytest.approx(0.2)
 
 
@@ -141,7 +143,18 @@ def test_all_of_it_on_a_tiny_backbone(backbone: Path, tmp_path: Path) -> None:
     rows = [{"prompt": f"Is {n}?", "chosen": "Yes, it is.", "rejected": "Go away. " * (1 + n % 4)} for n in range(20)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = ["serve", "--backbone", str(backbone), "--data", str(data), "--members", "2", "--dtype", "float32"]
-    command += ["--sequences", "24", "--max-length", str(MAX_LENGTH), "--rounds", "2", "--concurrency", "3"]
+    command += [
+        "--sequences",
+        "24",
+        "--slow-sequences",
+        "8",
+        "--max-length",
+        str(MAX_LENGTH),
+        "--rounds",
+        "2",
+        "--concurrency",
+        "3",
+    ]
     result = run_bench(*command)
     assert set(result["seconds"]) == {
         "offline", "bare_forward", "quorum_at_1", "quorum_at_3", "quorum_at_64", "blocking_same_dtype",

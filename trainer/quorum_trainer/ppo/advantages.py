@@ -19,9 +19,11 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, discount: float, trace
     is the episode's, cut short or not.
 
     Args:
-        rewards, values: (B, R); values[:, t] is V before token t.
+        rewards: (B, R); values[:, t] is V before token t.
+        values: (B, R); values[:, t] is V before token t.
         mask: (B, R), True for a completion's own tokens, which come first.
-        discount: γ. trace: λ.
+        discount: γ.
+        trace: λ.
 
     Returns:
         Advantages and returns A + V, (B, R) each, 0 outside the mask.
@@ -41,7 +43,8 @@ def rloo(rewards: Tensor, groups: Tensor) -> Tensor:
     """Reward minus the mean of the prompt's other completions (Ahmadian et al., arXiv 2402.14740, eq. 8).
 
     Args:
-        rewards: (B,). groups: (B,).
+        rewards: (B,).
+        groups: (B,).
 
     Returns:
         (B,). A prompt's only completion has nothing to be compared with and gets 0.
@@ -57,7 +60,9 @@ def grpo(rewards: Tensor, groups: Tensor, *, epsilon: float = 1e-6) -> Tensor:
     std is the sample one, as everywhere here. Equal rewards, and a prompt's only completion, get 0.
 
     Args:
-        rewards: (B,). groups: (B,). epsilon: added to std.
+        rewards: (B,).
+        groups: (B,).
+        epsilon: added to std.
     """
     count = _by_group(torch.ones_like(rewards), groups)
     centred = rewards - _by_group(rewards, groups) / count

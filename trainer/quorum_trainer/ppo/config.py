@@ -82,8 +82,8 @@ class RewardOptions(ConfigModel):
 
 
 class RolloutOptions(ConfigModel):
-    """What is sampled in a step. overlap: the next step's completions are sampled while this step's are learned from:
-    they come from the policy of one step before, and their tokens are weighed by truncated importance weights.
+    """What is sampled in a step. overlap: the next step's completions are sampled while this step is learned from:
+    they come from the policy of one step before, their tokens weighed by truncated importance weights.
 
     max_unscored: share of a step's completions that may be without a score (blank, not finite); beyond it the run stops.
     """  # noqa: D205

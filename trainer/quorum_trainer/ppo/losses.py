@@ -37,8 +37,10 @@ def clipped_policy_loss(
     """PPO's clipped surrogate (Schulman et al., arXiv 1707.06347, eq. 7), negated: -min(ρ A, clip(ρ, 1±ε) A).
 
     Args:
-        logprobs: of the policy that learns, (B, R). old: of the policy when the step began, (B, R).
-        advantages: (B, R). weights: (B, R), 0 outside the completions.
+        logprobs: of the policy that learns, (B, R).
+        old: of the policy when the step began, (B, R).
+        advantages: (B, R).
+        weights: (B, R), 0 outside the completions.
         clip: ε.
     """
     inside = weights > 0
@@ -56,7 +58,11 @@ def clipped_value_loss(values: Tensor, old: Tensor, returns: Tensor, weights: Te
     implementation details of PPO" (ICLR blog 2022), detail 9.
 
     Args:
-        values, old, returns, weights: (B, R). clip: ε, in units of reward.
+        values: (B, R).
+        old: (B, R).
+        returns: (B, R).
+        weights: (B, R).
+        clip: ε, in units of reward.
     """
     bounded = torch.minimum(torch.maximum(values, old - clip), old + clip)
     worst = torch.maximum((values - returns).square(), (bounded - returns).square())
@@ -70,7 +76,8 @@ def importance_weights(old: Tensor, behaviour: Tensor, mask: Tensor, *, cap: flo
     Args:
         old: log-probabilities of the policy when the step began, (B, R).
         behaviour: of the policy that the tokens were sampled from, (B, R).
-        mask: (B, R). cap: >= 1.
+        mask: (B, R).
+        cap: >= 1.
 
     Returns:
         (B, R), 1 outside the mask.

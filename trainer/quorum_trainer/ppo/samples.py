@@ -72,7 +72,10 @@ def prompts_of_step(num_prompts: int, step: int, per_step: int, seed: int) -> li
     """Indices of a step's prompts: the set in a new order every epoch, a function of seed and step alone.
 
     Args:
-        num_prompts: in the set. step: from 0. per_step: prompts a step. seed: of the run.
+        num_prompts: in the set.
+        step: from 0.
+        per_step: prompts a step.
+        seed: of the run.
     """
     chosen: list[int] = []
     position = step * per_step

@@ -17,8 +17,11 @@ def penalised(
     """Scores less what a completion pays for having no end, and for each token beyond the free ones.
 
     Args:
-        scores: (B,). lengths: (B,), tokens. ended: (B,), True where the completion closed itself by EOS.
-        missing_eos: reward taken off a completion that did not. per_token: reward taken off a token.
+        scores: (B,).
+        lengths: (B,), tokens.
+        ended: (B,), True where the completion closed itself by EOS.
+        missing_eos: reward taken off a completion that did not.
+        per_token: reward taken off a token.
         free_tokens: tokens that cost nothing.
     """
     excess = (lengths - free_tokens).clamp(min=0).to(scores)
@@ -29,8 +32,11 @@ def token_rewards(scores: Tensor, logprobs: Tensor, reference: Tensor, mask: Ten
     """-β k1 at every token, and the score at the last one (Ziegler et al., arXiv 1909.08593, eq. 2).
 
     Args:
-        scores: (B,). logprobs, reference: (B, R), of the policy when the step began and of the reference.
-        mask: (B, R); every completion has at least one token. coefficient: β.
+        scores: (B,).
+        logprobs: (B, R), of the policy when the step began and of the reference.
+        reference: (B, R), of the policy when the step began and of the reference.
+        mask: (B, R); every completion has at least one token.
+        coefficient: β.
 
     Returns:
         (B, R), 0 outside the mask.

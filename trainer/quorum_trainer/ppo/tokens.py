@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def token_logprobs(logits: Tensor, token_ids: Tensor, temperature: float = 1.0) -> Tensor:
-    """log softmax(logits / temperature) at the given tokens, in nats and at least float32.
+    """The log of softmax(logits / temperature) at the given tokens, in nats and at least float32.
 
     Args:
         logits: (B, R, V); column t predicts token t.

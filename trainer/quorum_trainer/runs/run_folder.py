@@ -30,7 +30,7 @@ from quorum_trainer.training.stages import StageResult
 # Fields that may change between a run and its resumption: they change memory and what is said, not what is computed
 # (but for rounding, and the masks of adapters' dropout under other micro batches).
 _FREE = {"trackers", "checkpoint_minutes", "gradient_checkpointing"}
-_FREE_ENDINGS = (".micro_batch_pairs", ".members_at_once")
+_FREE_ENDINGS = (".micro_batch_pairs", ".members_at_once", ".url", ".deadline_s", ".max_in_flight")
 
 
 class RunCorrupt(QuorumError):

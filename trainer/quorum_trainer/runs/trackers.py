@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from accelerate import Accelerator
 
-from quorum_trainer.config import ConfigError, TrainConfig
+from quorum_trainer.config import ConfigError
 from quorum_trainer.training.reports import Evaluation, StepReport
 
 
@@ -51,7 +52,15 @@ class TrackerReporter:
         self._accelerator.log({f"{evaluation.stage}/{k}": v for k, v in values.items()}, step=step)
 
 
-def make_accelerator(config: TrainConfig, folder: Path, *, on_cpu: bool) -> Accelerator:
+class Tracked(Protocol):
+    """The config of a run that is tracked."""
+
+    @property
+    def trackers(self) -> Sequence[str]: ...  # noqa: D102
+    def model_dump(self, *, mode: str, exclude_none: bool) -> dict[str, Any]: ...  # noqa: D102
+
+
+def make_accelerator(config: Tracked, folder: Path, *, on_cpu: bool) -> Accelerator:
     """Processes, devices and trackers of a run.
 
     Args:
@@ -74,7 +83,7 @@ def make_accelerator(config: TrainConfig, folder: Path, *, on_cpu: bool) -> Acce
     return accelerator
 
 
-def start_trackers(accelerator: Accelerator, config: TrainConfig) -> None:
+def start_trackers(accelerator: Accelerator, config: Tracked) -> None:
     """Tell the trackers what the run is: its config, flat, as they want it."""
     accelerator.init_trackers("quorum", config=_flat(config.model_dump(mode="json", exclude_none=True)))
 

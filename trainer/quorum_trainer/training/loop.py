@@ -11,12 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 
 from quorum_client.errors import QuorumError
 from quorum_model.model import EnsembleModel
 from quorum_trainer.config import Optimisation
+from quorum_trainer.config.phases import Schedule
 from quorum_trainer.data import EncodedPair
 from quorum_trainer.training.batches import PairOrders
 from quorum_trainer.training.held_out import HeldOut, look
@@ -42,7 +44,16 @@ class Surroundings:
     held_out: Sequence[EncodedPair] = ()
 
 
-def schedule_factor(step: int, total: int, options: Optimisation) -> float:
+class Scheduled(Protocol):
+    """What says how a learning rate runs. warmup: share of the steps."""
+
+    @property
+    def schedule(self) -> Schedule: ...  # noqa: D102
+    @property
+    def warmup(self) -> float: ...  # noqa: D102
+
+
+def schedule_factor(step: int, total: int, options: Scheduled) -> float:
     """Share of the peak learning rate at a step: linear warm-up, then constant, linear or cosine decay to zero."""
     warmup = math.ceil(round(total * options.warmup, 9))  # 140 steps times the float nearest to 0.05 are 7
     if step < warmup:

@@ -1,0 +1,137 @@
+"""A run put together from its config: models, servers, folders; and what it leaves behind.
+
+PPOConfig  --run-->  OUT/ (adapter in PEFT's format, log.jsonl, summary.json, curves.png), PPOResult
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+
+from quorum_client.async_client import AsyncClient
+from quorum_client.errors import QuorumError
+from quorum_client.generation import Generator
+from quorum_model.bundle.write import sync_entry
+from quorum_trainer.config import ConfigError
+from quorum_trainer.data.read import hash_file
+from quorum_trainer.ppo.config import PPOConfig, RewardOptions
+from quorum_trainer.ppo.generator import VllmSampler
+from quorum_trainer.ppo.learner import Learner
+from quorum_trainer.ppo.loop import Loop, Parts, Say, Track
+from quorum_trainer.ppo.policy import Policy, load_policy
+from quorum_trainer.ppo.prompts import load_prompts
+from quorum_trainer.ppo.reward import RewardSource
+from quorum_trainer.ppo.rollout import Sources
+from quorum_trainer.ppo.summary import draw_curves, summarise
+from quorum_trainer.runs.run_folder import RunFolder
+
+_RETRIES = 100_000
+"""As many as fit into the deadline."""
+
+
+@dataclass(frozen=True, slots=True)
+class PPOResult:
+    """folder: what was written. summary: see `summarise`."""
+
+    folder: Path
+    summary: dict[str, Any]
+
+
+async def run(
+    config: PPOConfig,
+    target: Path,
+    *,
+    device: torch.device,
+    folder: RunFolder,
+    resume: bool,
+    say: Say = print,
+    track: Track = lambda figures, step: None,  # noqa: ARG005
+) -> PPOResult:
+    """Train, and write what was learned to `target`.
+
+    Args:
+        config: checked.
+        target: must not exist.
+        device: of the trainer; the servers have theirs.
+        folder: of the run; checkpoints are written after every step.
+        resume: go on with the run that is there.
+        say: is told of progress.
+        track: is told of every step's figures.
+
+    Raises:
+        ConfigError: `target` exists, the run folder holds another run, or policy and prompts do not fit together.
+        DataError: the prompts cannot be used.
+        RunStopped, TrainingInterrupted, TrainingDiverged: see `Loop.run`.
+    """
+    if target.exists():  # noqa: ASYNC240 - nothing else runs yet
+        raise ConfigError(f"{target} exists already; choose another --out")
+    folder.claim(config, {"prompts": hash_file(Path(config.prompts.path))}, resume=resume)
+    policy = load_policy(config.policy, with_value=config.estimator == "gae", seed=config.seed, device=device)
+    _check_lengths(config, policy)
+    rows, too_long = load_prompts(config.prompts, policy.tokenizer, max_tokens=config.prompts.max_tokens)
+    say(f"{len(rows):,} prompts ({too_long:,} longer than {config.prompts.max_tokens} tokens left out)")
+    async with AsyncExitStack() as stack:
+        generator = await stack.enter_async_context(
+            Generator(
+                config.generator.url,
+                deadline_s=config.generator.deadline_s,
+                max_retries=_RETRIES,
+                max_in_flight=config.generator.max_in_flight,
+            )
+        )
+        sampler = VllmSampler(
+            generator, config.generator.model, config.rollout, config.name, config.seed, policy.end_ids
+        )
+        reward, std_limit = await _open_reward(config.reward, config.name, stack)
+        gold = None if config.gold is None else (await _open_reward(config.gold, config.name, stack))[0]
+        sources = Sources(sampler, reward, gold, folder.path / "journal", config.generator.max_in_flight)
+        loop = Loop(Parts(config, policy, Learner(policy, config), rows, sources, folder, std_limit, say, track))
+        if loop.log.lines:
+            reward.expect(loop.log.lines[-1]["versions"][-1])
+            say(f"goes on after step {loop.step} of {config.steps}")
+        await loop.run()
+    return _finish(config, policy, loop, target, folder)
+
+
+async def _open_reward(options: RewardOptions, name: str, stack: AsyncExitStack) -> tuple[RewardSource, float | None]:
+    """The source, and the 99th percentile of std that its ensemble had on the data that it was calibrated on."""
+    http = await stack.enter_async_context(httpx.AsyncClient(headers={"x-quorum-run": name}))
+    client = AsyncClient(options.url, deadline_s=options.deadline_s, max_retries=_RETRIES, http_client=http)
+    try:
+        listed = await client.ensembles()
+    except QuorumError as error:
+        raise ConfigError(f"reward: {error.code}: {error.message}") from error
+    wanted = (options.ensemble or "").partition("@")[0]
+    named = [one for one in listed if one.name == wanted or (not wanted and len(listed) == 1)]
+    return RewardSource(client, options), named[0].std_quantiles.get("0.99") if named else None
+
+
+def _check_lengths(config: PPOConfig, policy: Policy) -> None:
+    longest, limit = config.prompts.max_tokens + config.rollout.max_new_tokens, policy.max_positions
+    if limit is not None and longest > limit:
+        raise ConfigError(f"prompts.max_tokens + rollout.max_new_tokens is {longest}: the policy has {limit} positions")
+
+
+def _finish(config: PPOConfig, policy: Policy, loop: Loop, target: Path, folder: RunFolder) -> PPOResult:
+    beside = target.with_name(f".{target.name}.new")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    policy.write_adapter(beside)
+    policy.tokenizer.save_pretrained(beside)
+    summary = summarise(loop.log.lines)
+    (beside / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in loop.log.lines), encoding="utf-8")
+    (beside / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    draw_curves(loop.log.lines, f"{config.name}: {config.estimator}", beside / "curves.png")
+    sync_entry(beside)
+    beside.rename(target)
+    sync_entry(target.absolute().parent)
+    shutil.rmtree(folder.path / "adapters", ignore_errors=True)
+    folder.close()
+    return PPOResult(target, summary)
