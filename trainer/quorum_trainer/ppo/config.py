@@ -85,7 +85,7 @@ class RolloutOptions(ConfigModel):
     """What is sampled in a step. overlap: the next step's completions are sampled while this step is learned from:
     they come from the policy of one step before, their tokens weighed by truncated importance weights.
 
-    max_unscored: share of a step's completions that may be without a score (blank, not finite); beyond it the run stops.
+    max_unscored: share of a step's completions that may be without a score (blank, not finite) before the run stops.
     """  # noqa: D205
 
     prompts: int = Field(32, ge=1)
@@ -95,6 +95,12 @@ class RolloutOptions(ConfigModel):
     overlap: bool = False
     importance_cap: float = Field(2.0, ge=1, allow_inf_nan=False)
     max_unscored: float = Field(0.25, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _check_overlap(self) -> RolloutOptions:
+        if self.overlap and self.temperature != 1.0:
+            raise ValueError("overlap needs temperature 1: a generator reports log-probabilities at no other")
+        return self
 
 
 class PenaltyOptions(ConfigModel):

@@ -137,15 +137,16 @@ class Learner:
     def _policy_part(self, batch: Padded, rows: _Rows, weights: Tensor, coefficient: float) -> dict[str, float]:
         temperature = self._config.rollout.temperature
         seen = self._policy.figures(batch, temperature=temperature, grad=True)
+        # Before any exp: what is infinite under the mask would be NaN in the gradient, however it is masked later.
+        logprobs = seen.logprobs.masked_fill(weights == 0, 0.0)
         policy = clipped_policy_loss(
-            seen.logprobs, rows.old, rows.advantages * rows.importance, weights, clip=self._config.update.clip
+            logprobs, rows.old, rows.advantages * rows.importance, weights, clip=self._config.update.clip
         )
         loss = policy.loss
         if self._config.estimator == "grpo":
-            distance = k3(seen.logprobs, rows.reference).masked_fill(weights == 0, 0.0)
-            loss = loss + coefficient * (distance * weights).sum()
+            loss = loss + coefficient * (k3(logprobs, rows.reference) * weights).sum()
         loss.backward()  # type: ignore[no-untyped-call]
-        moved = k3(rows.old, seen.logprobs.detach()).masked_fill(weights == 0, 0.0)
+        moved = k3(rows.old, logprobs.detach())
         return {
             "loss/policy": loss.item(),
             "loss/clipped": policy.clipped.item(),

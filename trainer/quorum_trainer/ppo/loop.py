@@ -236,8 +236,8 @@ class Loop:
         )
         if sign is not None:
             parts.say(
-                f"step {step}: over {config.alarm.window} steps the reward climbs (t = {sign.reward_t:.1f}) and the std "
-                f"over members with it (t = {sign.std_t:.1f}, by {sign.std_rise:.0%}): a sign of over-optimisation"
+                f"step {step}: over {config.alarm.window} steps the reward climbs (t = {sign.reward_t:.1f}) and the "
+                f"std over members with it (t = {sign.std_t:.1f}, by {sign.std_rise:.0%}): a sign of over-optimisation"
             )
             if config.alarm.stop:
                 raise self._stopped("alarm.stop: uncertainty climbs while the reward does")
