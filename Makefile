@@ -62,10 +62,12 @@ $(GENERATOR)/.installed:
 	$(GENERATOR)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
+# Without chunks: vLLM's CPU build ends with "CPU Generator does not use offset" where the prompt of a request with a
+# seed is computed in two parts.
 generator: generator-env  ## serve a local causal model: make generator MODEL=./my-policy
 	@test -n "$(MODEL)" || { echo "say which: make generator MODEL=./my-policy" >&2; exit 2; }
 	env $(GENERATOR_ENV) $(GENERATOR)/bin/python -m vllm.entrypoints.openai.api_server --model $(MODEL) \
-	  --served-model-name base --host 127.0.0.1 --port $(GENERATOR_PORT) $(GENERATOR_ARGS)
+	  --served-model-name base --host 127.0.0.1 --port $(GENERATOR_PORT) --no-enable-chunked-prefill $(GENERATOR_ARGS)
 
 # About ten hours of one core; goes on where it stopped. Units whose scores are committed are not trained again.
 experiments-bon: install  ## whether an ensemble picks better answers (needs QUORUM_DATA)

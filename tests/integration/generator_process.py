@@ -61,6 +61,7 @@ def generator(policy: Path, python: Path) -> Iterator[str]:
         str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(policy), "--served-model-name", "base",
         "--host", "127.0.0.1", "--port", str(port), "--max-model-len", str(MAX_LENGTH), "--max-num-seqs", "32",
         "--enable-lora", "--max-loras", "2", "--max-lora-rank", "8", "--dtype", "float32", "--enforce-eager",
+        "--no-enable-chunked-prefill",
     ]  # fmt: skip
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environ = kept | {

@@ -135,7 +135,7 @@ class Loop:
         chosen = prompts_of_step(len(self._parts.rows), step, self._config.rollout.prompts, self._config.seed)
         rows = [self._parts.rows[index] for index in chosen]
         adapter = hash_file(self._adapter(source) / "adapter_model.safetensors")
-        return await roll_out(self._parts.sources, rows, step, handle, adapter)
+        return await roll_out(self._parts.sources, rows, step, handle, adapter, self._parts.say)
 
     async def _publish(self, step: int) -> str:
         if step not in self._handles:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,10 @@ from quorum_trainer.ppo.generator import Sampler
 from quorum_trainer.ppo.journal import Journal, Kind, open_step
 from quorum_trainer.ppo.reward import Rewarder
 from quorum_trainer.ppo.samples import Draw, PromptRow, Reward, Sample
+
+_SILENCE_S = 60.0
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,9 @@ class Sources:
     at_once: int
 
 
-async def roll_out(sources: Sources, rows: Sequence[PromptRow], step: int, handle: str, adapter: str) -> Rollout:
+async def roll_out(
+    sources: Sources, rows: Sequence[PromptRow], step: int, handle: str, adapter: str, say: Say = print
+) -> Rollout:
     """All samples of a step.
 
     Args:
@@ -54,6 +60,7 @@ async def roll_out(sources: Sources, rows: Sequence[PromptRow], step: int, handl
         step: from 0.
         handle: of the published adapter.
         adapter: sha256 of its weights, for the journal.
+        say: is told where nothing has been heard for a minute.
 
     Raises:
         QuorumError: a server is away beyond its deadline, or refuses; what was heard before is in the journal.
@@ -68,15 +75,26 @@ async def roll_out(sources: Sources, rows: Sequence[PromptRow], step: int, handl
             async with turns:
                 return await worker.samples(place, row)
 
+        silence = asyncio.create_task(_tell_of_silence(worker, say))
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(one(place, row)) for place, row in enumerate(rows)]
         except ExceptionGroup as failures:
             raise _first(failures) from failures
+        finally:
+            silence.cancel()
         samples = [sample for task in tasks for sample in task.result()]
         ended_s = time.perf_counter()
         alone_s = ended_s - max(worker.last_draws_s, started_s)
         return Rollout(samples, ended_s - started_s, alone_s, dict(journal.heard.seconds))
+
+
+async def _tell_of_silence(worker: _Worker, say: Say) -> None:
+    while True:
+        await asyncio.sleep(_SILENCE_S)
+        quiet_s = time.perf_counter() - worker.last_heard_s
+        if quiet_s >= _SILENCE_S:
+            say(f"step {worker.step + 1}: nothing heard for {quiet_s:.0f} s; still asking generator and reward server")
 
 
 def _first(failures: ExceptionGroup) -> Exception:
@@ -88,10 +106,11 @@ class _Worker:
     def __init__(self, sources: Sources, journal: Journal, step: int, handle: str, adapter: str) -> None:
         self._sources = sources
         self._journal = journal
-        self._step = step
+        self.step = step
         self._handle = handle
         self._adapter = adapter
         self.last_draws_s = 0.0
+        self.last_heard_s = time.perf_counter()
 
     async def samples(self, place: int, row: PromptRow) -> list[Sample]:
         draws = await self._draws(place, row)
@@ -112,8 +131,8 @@ class _Worker:
         heard = self._journal.heard
         if place not in heard.draws:
             started_s = time.perf_counter()
-            draws = await self._sources.sampler.sample(row, self._handle, step=self._step, place=place)
-            self.last_draws_s = time.perf_counter()
+            draws = await self._sources.sampler.sample(row, self._handle, step=self.step, place=place)
+            self.last_heard_s = self.last_draws_s = time.perf_counter()
             elapsed_s = self.last_draws_s - started_s
             self._journal.add_draws(place, row.index, draws, adapter=self._adapter, elapsed_s=elapsed_s)
         return heard.draws[place]
@@ -136,5 +155,6 @@ class _Worker:
         if place not in heard:
             started_s = time.perf_counter()
             rewards = await source.score(row, draws, reference)
+            self.last_heard_s = time.perf_counter()
             self._journal.add_rewards(kind, place, rewards, elapsed_s=time.perf_counter() - started_s)
         return heard[place]
