@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from quorum_client.errors import QuorumError
 from quorum_client.types import ScoreItem
 from quorum_model.bundle.read import Bundle, read_bundle
 from quorum_model.errors import BundleCorrupt
@@ -32,6 +33,9 @@ class LoadingEngine(Protocol):
 
     async def unload(self, version: str) -> None:
         """Free a version."""
+
+    def missing(self, version: str) -> QuorumError | None:
+        """Why a version that was loaded could not be loaded again after a restart; None where it is there."""
 
 
 async def read_source(source: str, resolve: Resolve) -> Bundle:

@@ -90,12 +90,14 @@ class Reconciler:
         """
         wish = self._wish(name)
         serving = self._serving(name)
+        # What was served is not there any more: an engine was restarted, and the bundle is not what it was.
+        error = wish.error or (self._engine.missing(serving.version) if serving else None)
         return EnsembleStatus(
             name=name,
             source=wish.desired.source,
-            state="failed" if wish.error else "loading" if wish.is_loading else "serving",
+            state="failed" if error else "loading" if wish.is_loading else "serving",
             version=serving.version if serving else None,
-            error=ItemError(code=wish.error.code, message=wish.error.message) if wish.error else None,
+            error=ItemError(code=error.code, message=error.message) if error else None,
         )
 
     def serves(self, name: str) -> bool:

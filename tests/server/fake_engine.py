@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from quorum_client.errors import QuorumError
 from quorum_model.bundle.read import read_bundle
 from quorum_server.engine.messages import Loaded, Scores, TokenIds
 from quorum_server.loading import load_ensemble
@@ -124,6 +125,10 @@ class FakePool:
         self.gate.set()
         self.has_begun = asyncio.Event()
         self.num_loads = 0
+        self.gone: dict[str, QuorumError] = {}
+
+    def missing(self, version: str) -> QuorumError | None:
+        return self.gone.get(version)
 
     async def load(self, path: Path) -> Loaded:
         self.num_loads += 1

@@ -208,6 +208,18 @@ async def test_an_engine_lost_while_it_loads_is_asked_once_more(tmp_path: Path, 
     assert server.num_members() == 1
 
 
+async def test_a_version_that_an_engine_lost_is_said_to_have_failed(server: Server, bundles: list[Path]) -> None:
+    await server.reconciler.restore([str(bundles[0])])
+    version = server.reconciler.registry.get("tiny").version
+    server.pool.gone[version] = BundleError("is not there any more")
+    (status,) = server.reconciler.statuses()
+    assert (status.state, status.version) == ("failed", version)
+    assert status.error is not None
+    assert status.error.message == "is not there any more"
+    server.pool.gone.clear()
+    assert server.reconciler.status("tiny").state == "serving"
+
+
 async def test_a_bundle_that_changes_while_it_is_loaded_is_refused_and_freed(
     server: Server, bundles: list[Path], tmp_path: Path
 ) -> None:

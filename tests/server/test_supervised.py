@@ -13,6 +13,7 @@ import pytest
 from quorum_client.errors import NotReady
 from quorum_model.errors import BundleError
 from quorum_server.engine.messages import EngineLost, Loaded, TokenIds
+from quorum_server.engine.pool import EnginePool
 from quorum_server.engine.supervised import SupervisedEngine
 from quorum_server.events import Observer, RestartReason
 from tests.server.fake_engine import FakeEngine, fake_raw
@@ -187,9 +188,13 @@ def test_a_bundle_that_is_gone_at_the_restart_is_missing_alone_and_comes_back(tm
             with pytest.raises(NotReady, match="could not be loaded again"):
                 await engine.score(versions[0], SEQUENCES)
             assert (await engine.score(versions[1], SEQUENCES)).raw.shape == (3, 1)
+            pool = EnginePool([engine])
+            assert pool.missing(versions[0]) is not None
+            assert pool.missing(versions[1]) is None
             hidden.rename(paths[0])
             await asyncio.sleep(11)
             assert (await engine.score(versions[0], SEQUENCES)).raw.shape == (3, 1)
+            assert pool.missing(versions[0]) is None
 
     run_simulated(scenario())
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from quorum_client.errors import QuorumError
 from quorum_server.engine.messages import Loaded
 from quorum_server.engine.supervised import SupervisedEngine
 
@@ -78,6 +79,10 @@ class EnginePool:
         for one in loaded:
             await self.unload(one.version)
         raise error
+
+    def missing(self, version: str) -> QuorumError | None:
+        """Why an engine could not load a version again after its restart; None where all have it."""
+        return next((error for engine in self.engines if (error := engine.missing(version)) is not None), None)
 
     async def unload(self, version: str) -> None:
         """Free a version on every engine."""

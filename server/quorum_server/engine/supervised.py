@@ -161,6 +161,10 @@ class SupervisedEngine:
         self._missing.pop(loaded.version, None)
         return loaded
 
+    def missing(self, version: str) -> QuorumError | None:
+        """Why it could not be loaded again after a restart; it is tried again every few seconds."""
+        return self._missing.get(version)
+
     async def unload(self, version: str) -> None:
         """Free a version; one that is not loaded is nothing."""
         self._paths.pop(version, None)
