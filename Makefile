@@ -10,7 +10,7 @@ GENERATOR_ARGS ?=
 PIP_VERSION := pip>=25.1,<26
 TESTS ?= tests
 
-.PHONY: install serve test test-slow test-contract contract-clients generator generator-env experiments-bon lint format check clean help
+.PHONY: install serve test test-slow test-contract contract-clients generator generator-env experiments-bon experiments-ppo lint format check clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -72,6 +72,10 @@ generator: generator-env  ## serve a local causal model: make generator MODEL=./
 # About ten hours of one core; goes on where it stopped. Units whose scores are committed are not trained again.
 experiments-bon: install  ## whether an ensemble picks better answers (needs QUORUM_DATA)
 	$(BIN)/python experiments/best_of_n/run.py --out runs/best_of_n
+
+# About five hours of two cores; goes on where it stopped. Runs whose logs are committed are not run again.
+experiments-ppo: install generator-env  ## PPO against proxies of a gold model (needs QUORUM_DATA)
+	$(BIN)/python experiments/ppo/run.py --out runs/ppo
 
 lint: install  ## format, lint and types
 	$(BIN)/ruff format --check .

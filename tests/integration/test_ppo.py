@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -99,6 +100,11 @@ def test_the_reward_rises_and_the_adapter_is_the_one_in_vllm(world: dict[str, An
     assert max(moved) > 1e-3
     PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(world["policy"]), str(folder))
     assert (folder / "curves.png").stat().st_size > 10_000
+    # Thrown away and run again under the same name: nothing of the first run is taken for the second one's.
+    shutil.rmtree(folder)
+    again = finish(start(world, "rises", steps=2, seed=7))
+    assert again["steps"] == 2
+    assert lines_of(folder)[0]["reward/score"] != rewards[0]
 
 
 @pytest.mark.parametrize("overlap", [False, True])

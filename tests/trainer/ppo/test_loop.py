@@ -250,3 +250,14 @@ async def test_a_second_reward_is_measured_and_not_learned_from(
     golds = [one["score"] for line in map(json.loads, lines) if line["kind"] == "gold" for one in line["rewards"]]
     assert both.loop.log.series("reward/gold")[0] == pytest.approx(sum(golds) / len(golds))
     assert len(golds) == 16
+
+
+async def test_a_journal_of_other_weights_is_not_learned_from(
+    policy_folder: Path, prompts: Path, tmp_path: Path
+) -> None:
+    run = make_run(make_config(policy_folder, prompts, seed=1), tmp_path / "other")
+    await run.loop.run()
+    mine = make_run(make_config(policy_folder, prompts), tmp_path / "mine")
+    (tmp_path / "other" / "journal").rename(tmp_path / "mine" / "journal")
+    with pytest.raises(RunStopped, match="are of other weights"):
+        await mine.loop.run()

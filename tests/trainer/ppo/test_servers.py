@@ -211,6 +211,7 @@ def test_a_journal_gives_back_what_was_heard(tmp_path: Path) -> None:
     with open_step(tmp_path, 3) as journal:
         heard = journal.heard
         assert heard.draws == {0: draws}
+        assert heard.adapters == {0: "abc"}
         assert heard.rewards == {"reward": {0: rewards}, "gold": {}}
         assert heard.references == {1: "a reference"}
         assert heard.seconds == {"sample": 1.0, "reward": 0.5, "reference": 0.25}

@@ -22,16 +22,17 @@ Kind = Literal["reward", "gold"]
 
 
 class JournalCorrupt(QuorumError):
-    """A line in the middle of a journal cannot be read."""
+    """A line in the middle of a journal cannot be read, or is of another run's weights."""
 
     code = "journal_corrupt"
 
 
 @dataclass(slots=True)
 class Heard:
-    """Of one step, by the prompt's place in it. seconds: of a place's calls, by name."""
+    """Of one step, by the prompt's place in it. adapters: sha256 of what its draws come from. seconds: of all calls."""
 
     draws: dict[int, list[Draw]] = field(default_factory=dict)
+    adapters: dict[int, str] = field(default_factory=dict)
     references: dict[int, str] = field(default_factory=dict)
     rewards: dict[Kind, dict[int, list[Reward]]] = field(default_factory=lambda: {"reward": {}, "gold": {}})
     seconds: dict[str, float] = field(default_factory=dict)
@@ -121,6 +122,7 @@ def _take(heard: Heard, line: dict[str, Any]) -> None:
     name = "sample" if kind == "draws" else kind
     heard.seconds[name] = heard.seconds.get(name, 0.0) + line["elapsed_s"]
     if kind == "draws":
+        heard.adapters[place] = line["adapter"]
         heard.draws[place] = [
             Draw(tuple(own["token_ids"]), tuple(own["logprobs"]), own["ended"], own["text"]) for own in line["draws"]
         ]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quorum_trainer.ppo.generator import Sampler
-from quorum_trainer.ppo.journal import Journal, Kind, open_step
+from quorum_trainer.ppo.journal import Journal, JournalCorrupt, Kind, open_step
 from quorum_trainer.ppo.reward import Rewarder
 from quorum_trainer.ppo.samples import Draw, PromptRow, Reward, Sample
 
@@ -135,6 +135,8 @@ class _Worker:
             self.last_heard_s = self.last_draws_s = time.perf_counter()
             elapsed_s = self.last_draws_s - started_s
             self._journal.add_draws(place, row.index, draws, adapter=self._adapter, elapsed_s=elapsed_s)
+        elif heard.adapters[place] != self._adapter:
+            raise JournalCorrupt(f"step {self.step + 1}: completions in the journal are of other weights; begin anew")
         return heard.draws[place]
 
     async def _reference(self, place: int, row: PromptRow) -> str | None:

@@ -73,6 +73,8 @@ async def run(
     if target.exists():  # noqa: ASYNC240 - nothing else runs yet
         raise ConfigError(f"{target} exists already; choose another --out")
     folder.claim(config, {"prompts": hash_file(Path(config.prompts.path))}, resume=resume)
+    if not resume:
+        _clear(folder.path)
     policy = load_policy(config.policy, with_value=config.estimator == "gae", seed=config.seed, device=device)
     _check_lengths(config, policy)
     rows, too_long = load_prompts(config.prompts, policy.tokenizer, max_tokens=config.prompts.max_tokens)
@@ -113,6 +115,14 @@ async def _open_reward(options: RewardOptions, name: str, stack: AsyncExitStack)
     return RewardSource(client, options), named[0].std_quantiles.get("0.99") if named else None
 
 
+def _clear(folder: Path) -> None:
+    """A finished run whose results were thrown away leaves journal and checkpoint, which are none of the next one's."""
+    for name in ("journal", "adapters", "policies"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("log.jsonl", "checkpoint.safetensors"):
+        (folder / name).unlink(missing_ok=True)
+
+
 def _check_lengths(config: PPOConfig, policy: Policy) -> None:
     longest, limit = config.prompts.max_tokens + config.rollout.max_new_tokens, policy.max_positions
     if limit is not None and longest > limit:
@@ -133,5 +143,6 @@ def _finish(config: PPOConfig, policy: Policy, loop: Loop, target: Path, folder:
     beside.rename(target)
     sync_entry(target.absolute().parent)
     shutil.rmtree(folder.path / "adapters", ignore_errors=True)
+    (folder.path / "checkpoint.safetensors").unlink(missing_ok=True)
     folder.close()
     return PPOResult(target, summary)

@@ -1,0 +1,151 @@
+"""From logs to answers: where each run's gold peaks, what the proxy claims there, what the std says; Best-of-N beside.
+
+    results/*.jsonl  --analyse-->  figures  --write_page-->  figures.json, README.md, curves.png
+
+Steps are averaged over windows that hold every prompt once: one window's mean is over the same prompts as the next's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from plan import MODES, NOISES, SMALL, runs
+
+from quorum_client.modes import aggregate
+from quorum_trainer.evaluation.best_of import best_of_n, sizes_below
+from quorum_trainer.evaluation.palette import COLOURS
+
+Figures = dict[str, Any]
+_SERIES = ("reward/score", "reward/gold", "uncertainty/std", "kl/reference")
+
+
+def analyse(results: Path) -> Figures:
+    """All figures of the runs whose logs are there; means and standard errors over seeds."""
+    window = SMALL.prompts // SMALL.step_prompts
+    by_setting: dict[tuple[str, ...], list[Figures]] = defaultdict(list)
+    for run in runs():
+        path = results / f"{run.name}.jsonl"
+        if path.exists():
+            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            key = (run.kind, str(run.noise), run.mode, f"{run.coefficient:g}")
+            by_setting[key].append(_of_run(lines, min(window, len(lines))))
+    settings = [
+        {"kind": key[0], "noise": int(key[1]), "mode": key[2], "coefficient": float(key[3]), **_over_seeds(own)}
+        for key, own in by_setting.items()
+    ]
+    return {"settings": settings, "best_of_n": _best_of_n(results / "candidates.jsonl")}
+
+
+def _of_run(lines: list[Figures], window: int) -> Figures:
+    kernel = np.ones(window) / window
+    curves = {
+        name: np.convolve([line.get(name, math.nan) for line in lines], kernel, mode="valid").tolist()
+        for name in _SERIES
+    }
+    gold = curves["reward/gold"]
+    best = int(np.nanargmax(gold))
+    return {
+        "curves": curves,
+        "gold_first": gold[0], "gold_peak": gold[best], "gold_last": gold[-1],
+        "kl_peak": curves["kl/reference"][best], "kl_last": curves["kl/reference"][-1],
+        "proxy_gain": curves["reward/score"][-1] - curves["reward/score"][0],
+        "std_rise": curves["uncertainty/std"][-1] / curves["uncertainty/std"][0] - 1,
+        "alarms": sum(line.get("alarm/overoptimization", 0.0) for line in lines),
+    }  # fmt: skip
+
+
+def _over_seeds(own: list[Figures]) -> Figures:
+    names = [name for name in own[0] if name != "curves"]
+    values = {name: [one[name] for one in own] for name in names}
+    return {
+        "seeds": len(own),
+        **{name: float(np.mean(values[name])) for name in names},
+        "gold_last_error": float(np.std(values["gold_last"], ddof=1) / math.sqrt(len(own))) if len(own) > 1 else None,
+        "curves": {name: np.mean([one["curves"][name] for one in own], axis=0).tolist() for name in _SERIES},
+    }
+
+
+def _best_of_n(path: Path) -> list[Figures]:
+    """Expected gold of the pick and KL = log n - (n-1)/n, for every proxy and mode."""
+    if not path.exists():
+        return []
+    pools = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    figures = []
+    for noise in NOISES:
+        for kind, modes in MODES.items():
+            for mode, beta in modes:
+                curves = []
+                for pool in pools:
+                    kept = [i for i, members in enumerate(pool["proxies"][f"{kind}-{noise}"]) if members is not None]
+                    members = np.array([pool["proxies"][f"{kind}-{noise}"][i] for i in kept]).T
+                    sizes = sizes_below(len(pool["gold"]))
+                    gold = np.array([pool["gold"][i] for i in kept])
+                    if len(kept) < max(sizes):
+                        continue
+                    curves.append(best_of_n(np.asarray(aggregate(members, mode, beta)), gold, sizes))  # type: ignore[arg-type]
+                if curves:
+                    mean = np.mean(curves, axis=0)
+                    figures.append(
+                        {"kind": kind, "noise": noise, "mode": mode, "prompts": len(curves), "n": list(sizes),
+                         "kl": [math.log(n) - (n - 1) / n for n in sizes], "gold": mean.tolist()}
+                    )  # fmt: skip
+    return figures
+
+
+def write_page(figures: Figures, folder: Path) -> None:
+    """figures.json, curves.png and README.md."""
+    (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    _draw(figures, folder / "curves.png")
+    columns = (
+        "proxy", "noise", "mode", "KL cost", "seeds", "gold, first", "peak", "at KL", "last", "±", "KL, last",
+        "proxy gained", "std rose", "alarms",
+    )  # fmt: skip
+    lines = [
+        "# PPO against proxies of a gold model",
+        "",
+        "Made by `python experiments/ppo/run.py` (see there). Gold and proxy in units of calibrated scores;",
+        "KL in nats a completion; windows of all prompts; ± is one standard error over seeds.",
+        "",
+        "| " + " | ".join(columns) + " |",
+        "|" + "---|" * len(columns),
+    ]
+    order = ("noise", "coefficient", "kind", "mode")
+    for own in sorted(figures["settings"], key=lambda one: [one[name] for name in order]):
+        error = own["gold_last_error"]
+        cells = [
+            own["kind"], f"{own['noise']} %", own["mode"], f"{own['coefficient']:g}", str(own["seeds"]),
+            f"{own['gold_first']:.3f}", f"{own['gold_peak']:.3f}", f"{own['kl_peak']:.1f}", f"{own['gold_last']:.3f}",
+            "-" if error is None else f"{error:.3f}", f"{own['kl_last']:.1f}", f"{own['proxy_gain']:.3f}",
+            f"{own['std_rise']:.0%}", f"{own['alarms']:.1f}",
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "![Gold and proxy over the root of the KL](curves.png)", ""]
+    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _draw(figures: Figures, path: Path) -> None:
+    figure = Figure(figsize=(11, 4.5 * len(NOISES)), layout="constrained")
+    rows = figure.subplots(len(NOISES), 2, squeeze=False)
+    for row, noise in zip(rows, NOISES, strict=True):
+        for axes, name in zip(row, ("reward/gold", "reward/score"), strict=True):
+            chosen = [own for own in figures["settings"] if own["noise"] == noise and own["coefficient"] == 0.0]
+            for colour, own in zip(COLOURS, chosen, strict=False):
+                root = np.sqrt(np.maximum(own["curves"]["kl/reference"], 0))
+                axes.plot(root, own["curves"][name], color=colour, label=f"{own['kind']} {own['mode']}", linewidth=1)
+            if name == "reward/gold":
+                for colour, own in zip(COLOURS, [o for o in figures["best_of_n"] if o["noise"] == noise], strict=False):
+                    axes.plot(np.sqrt(own["kl"]), own["gold"], color=colour, linestyle=":", linewidth=1)
+            axes.set_xlabel("√KL")
+            axes.set_title(
+                f"{name.partition('/')[2]}, label noise {noise} %, KL cost 0 (dotted: Best-of-N)", fontsize=9
+            )
+            axes.spines[["top", "right"]].set_visible(False)
+            if chosen:
+                axes.legend(fontsize=7, frameon=False)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,124 @@
+"""PPO against proxies of a gold reward model: when does the proxy climb while the gold falls, and who holds out longer?
+
+    QUORUM_DATA=... QUORUM_GENERATOR_PYTHON=... python experiments/ppo/run.py --out runs/ppo [--trial] [--only PREFIX]
+
+Goes on where it stopped: what is in OUT is not made again, and a run whose log is in results/ is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import yaml
+from analysis import analyse, write_page
+from plan import SMALL, TRIAL, PolicyRun, Size, ppo_config, runs
+from servers import generator, scorer
+from stages import make_gold, make_policy, make_prompts, make_proxies, quorum, sample
+
+RESULTS = Path(__file__).parent / "results"
+_LABELLED = 4
+"""Answers of a prompt, of which two are compared."""
+
+
+def main() -> None:
+    """Stages that are missing, runs that are missing, then the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="models and runs; may be thrown away at the end")
+    parser.add_argument("--only", default="", help="runs whose name begins so")
+    parser.add_argument("--trial", action="store_true", help="tiny, in minutes; its results stay in OUT")
+    parser.add_argument("--analyse", action="store_true", help="run nothing: write the page from the logs there are")
+    options = parser.parse_args()
+    out: Path = options.out.resolve()
+    size, results = (TRIAL, out / "results") if options.trial else (SMALL, RESULTS)
+    if not options.analyse:
+        out.mkdir(parents=True, exist_ok=True)
+        results.mkdir(parents=True, exist_ok=True)
+        _run_all(out, results, size, options.only)
+    write_page(analyse(results), results)
+
+
+def _run_all(out: Path, results: Path, size: Size, only: str) -> None:
+    python = Path(os.environ.get("QUORUM_GENERATOR_PYTHON", ".cache/generator/venv/bin/python"))
+    if not python.exists():
+        raise SystemExit("no vLLM here: make generator-env, or set QUORUM_GENERATOR_PYTHON")
+    policy, gold = make_policy(out, size), make_gold(out, size)
+    label_prompts, prompts = make_prompts(out, size)
+    with generator(policy, python, out / "generator.log") as source:
+        with scorer([gold], out / "gold.log") as server:
+            labelled = sample(label_prompts, out / "labelled.jsonl", _LABELLED, size, source, server)
+            candidates = sample(prompts, out / "candidates.jsonl", size.best_of, size, source, server)
+        proxies = make_proxies(out, size, labelled)
+        _score_candidates(candidates, proxies, results)
+        with scorer([gold, *proxies], out / "scorer.log") as server:
+            for run in runs():
+                if run.name.startswith(only) and not (results / f"{run.name}.jsonl").exists():
+                    _run_one(run, out, results, size, policy, prompts, source, server)
+
+
+def _run_one(
+    run: PolicyRun, out: Path, results: Path, size: Size, policy: Path, prompts: Path, source: str, server: str
+) -> None:
+    started_s = time.monotonic()
+    target, place = out / run.name, out / f"{run.name}.yaml"
+    config = ppo_config(run, size, str(policy), str(prompts), source, server)
+    place.write_text(yaml.safe_dump(config), encoding="utf-8")
+    resume = ["--resume"] if (out / f"{run.name}.run" / "config.yaml").exists() else []
+    quorum("ppo", str(place), "--out", str(target), *resume)
+    part = results / f".{run.name}.part"
+    shutil.copy(target / "log.jsonl", part)
+    part.rename(results / f"{run.name}.jsonl")
+    shutil.rmtree(out / f"{run.name}.run")
+    print(f"{run.name}: {time.monotonic() - started_s:.0f} s", file=sys.stderr, flush=True)
+
+
+def _score_candidates(records: Path, proxies: list[Path], results: Path) -> None:
+    """Best-of-N's pools: gold, and every proxy's members, of all candidates; without their texts."""
+    target = results / "candidates.jsonl"
+    if target.exists():
+        return
+    lines = [json.loads(line) for line in records.read_text(encoding="utf-8").splitlines()]
+    pools = [
+        {"gold": [own["score"] for own in line["candidates"]], "proxies": {}}
+        for line in sorted(lines, key=lambda line: int(line["prompt_id"]))
+    ]
+    items = records.with_name("items.jsonl")
+    ordered = sorted(lines, key=lambda line: int(line["prompt_id"]))
+    flat = [(row, own["text"]) for row, line in enumerate(ordered) for own in line["candidates"]]
+    sent = [(row, text) for row, text in flat if text.strip()]
+    items.write_text(
+        "".join(json.dumps({"prompt": ordered[row]["prompt"], "response": text}) + "\n" for row, text in sent),
+        encoding="utf-8",
+    )
+    for proxy in proxies:
+        scored = records.with_name(f"{proxy.name}.scores.jsonl")
+        quorum(
+            "score",
+            "--bundle",
+            str(proxy),
+            "--dtype",
+            "bfloat16",
+            "--mode",
+            "mean",
+            "--in",
+            str(items),
+            "--out",
+            str(scored),
+        )
+        members = iter(
+            json.loads(line)["quorum"]["members"] for line in scored.read_text(encoding="utf-8").splitlines()
+        )
+        for row, text in flat:
+            pools[row]["proxies"].setdefault(proxy.name, []).append(next(members) if text.strip() else None)
+    part = results / ".candidates.part"
+    part.write_text("".join(json.dumps(pool) + "\n" for pool in pools), encoding="utf-8")
+    part.rename(target)
+
+
+if __name__ == "__main__":
+    main()
