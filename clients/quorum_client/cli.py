@@ -31,6 +31,7 @@ _SUMMARIES = {
     "serve": "Serve an ensemble over HTTP.",
     "train": "Train an ensemble by a config file.",
     "import": "Make a bundle of reward models that you have.",
+    "ppo": "Train a policy on the rewards of a server.",
     "sft": "Train a causal model on dialogues: a policy to begin with.",
     "eval": "Measure a bundle (accuracy, calibration, uncertainty), or have answers judged.",
     "calibrate": "Fit temperature, mode and beta of a bundle.",

@@ -122,7 +122,7 @@ def write_page(figures: Figures, folder: Path) -> None:
             own["kind"], f"{own['noise']} %", own["mode"], f"{own['coefficient']:g}", str(own["seeds"]),
             f"{own['gold_first']:.3f}", f"{own['gold_peak']:.3f}", f"{own['kl_peak']:.1f}", f"{own['gold_last']:.3f}",
             "-" if error is None else f"{error:.3f}", f"{own['kl_last']:.1f}", f"{own['proxy_gain']:.3f}",
-            f"{own['std_rise']:.0%}", f"{own['alarms']:.1f}",
+            "-" if math.isnan(own["std_rise"]) else f"{own['std_rise']:.0%}", f"{own['alarms']:.1f}",
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "![Gold and proxy over the root of the KL](curves.png)", ""]

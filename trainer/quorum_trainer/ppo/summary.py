@@ -24,7 +24,7 @@ _SHARE = 4
 _COMPARED = ("reward/score", "reward/gold", "uncertainty/std", "kl/reference", "length/mean")
 _PANELS = (
     ("reward", (("reward/score", "score (optimised)", BLUE), ("reward/gold", "gold", GREEN))),
-    ("KL to the reference, nats a completion", (("kl/reference", "KL", ORANGE),)),
+    ("KL, nats a completion", (("kl/reference", "KL", ORANGE),)),
     ("std over members", (("uncertainty/std", "std", PINK), ("uncertainty/mean_minus_score", "mean - score", GREY))),
     ("tokens a completion", (("length/mean", "length", GREY),)),
 )
