@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from quorum_trainer.config import ConfigError
 from quorum_trainer.ppo.batches import pad
@@ -71,6 +72,22 @@ def test_values_do_not_depend_on_their_neighbours_and_come_before_their_token(po
     first = policy.values(pad([PAIRS[1]], 0, CPU))
     np.testing.assert_allclose(changed[0, :3].detach(), first[0, :3].detach(), **ROUNDING)  # V_2 has not seen token 2
     assert abs(changed[0, 3] - first[0, 3]) > 1e-3
+
+
+def test_absolute_positions_do_not_count_the_padding(policy_folder: Path, tmp_path: Path) -> None:
+    """Llama's positions are relative, and would hide it."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=16, n_positions=64, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(policy_folder).save_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # PEFT says that it turns GPT-2's weights round
+        made = load_policy(options(tmp_path), with_value=True, seed=0, device=CPU)
+    assert made.value_parameters()
+    together = made.figures(pad(PAIRS, 0, CPU), temperature=1.0).logprobs
+    for row, pair in enumerate(PAIRS):
+        alone = made.figures(pad([pair], 0, CPU), temperature=1.0).logprobs[0]
+        np.testing.assert_allclose(together[row, : len(pair[1])], alone, **ROUNDING)
 
 
 def test_each_gradient_reaches_its_own_adapter(policy: Policy) -> None:
