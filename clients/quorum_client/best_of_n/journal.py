@@ -16,11 +16,19 @@ from typing import Any, BinaryIO, Self
 
 from quorum_client.best_of_n.prompts import PromptTask
 from quorum_client.best_of_n.record import Asked, Record
-from quorum_client.commands.score_output import CannotResume
-from quorum_client.errors import QuorumError
+from quorum_client.errors import InvalidRequest, QuorumError
 
 _OPENING = b'{"prompt_id": "'
 """Of every record: a line that was cut off is known by it."""
+
+
+class RecordsDiffer(InvalidRequest):
+    """The file of records is not what this run would have written so far; it is left as it is."""
+
+    code = "cannot_resume"
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(f"{path}: {problem}; give another --out")
 
 
 class OriginChanged(QuorumError):
@@ -93,7 +101,7 @@ def open_journal(path: Path, tasks: Sequence[PromptTask], asked: Asked | None, r
         ranking: mode, beta, center and ensemble (name or name@version) that this run asks for, where it does.
 
     Raises:
-        CannotResume: the file holds something else, or records of other prompts or options.
+        RecordsDiffer: the file holds something else, or records of other prompts or options.
     """
     if not path.exists():
         return Journal(path, [], 0)
@@ -102,14 +110,14 @@ def open_journal(path: Path, tasks: Sequence[PromptTask], asked: Asked | None, r
     for number, raw in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
         if not raw.endswith(b"\n"):
             if raw[: len(_OPENING)] != _OPENING[: len(raw)]:
-                raise CannotResume(path, f"line {number} is not the beginning of a record")
+                raise RecordsDiffer(path, f"line {number} is not the beginning of a record")
             break
         record = _read(path, number, raw)
         task = prompts.get(record.prompt_id)
         if task is None or task.to_json() != record.line["prompt"]:
-            raise CannotResume(path, f"line {number} is of a prompt that this run does not have")
+            raise RecordsDiffer(path, f"line {number} is of a prompt that this run does not have")
         if task.candidates is None and record.asked != (asked and asked.to_json()):
-            raise CannotResume(
+            raise RecordsDiffer(
                 path, f"line {number} was generated with {record.asked}, not with {asked and asked.to_json()}"
             )
         _check_ranking(path, number, record, ranking)
@@ -121,7 +129,7 @@ def open_journal(path: Path, tasks: Sequence[PromptTask], asked: Asked | None, r
     try:
         return Journal(path, kept, size)
     except OriginChanged as error:
-        raise CannotResume(path, error.message) from error
+        raise RecordsDiffer(path, error.message) from error
 
 
 def _read(path: Path, number: int, raw: bytes) -> Record:
@@ -130,7 +138,7 @@ def _read(path: Path, number: int, raw: bytes) -> Record:
         record = Record(line)
         _ = record.prompt_id, record.picked, record.origin, record.asked, line["prompt"]
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise CannotResume(path, f"line {number} is no record of best-of-n") from error
+        raise RecordsDiffer(path, f"line {number} is no record of best-of-n") from error
     return record
 
 
@@ -141,4 +149,4 @@ def _check_ranking(path: Path, number: int, record: Record, ranking: dict[str, o
         if isinstance(was, dict):
             was = f"{was['name']}@{was['version']}" if "@" in str(wanted) else was["name"]
         if was is not None and was != wanted and not (name == "center" and len(record.line["candidates"]) == 1):
-            raise CannotResume(path, f"line {number} was ranked with {name} {was}, and this run would use {wanted}")
+            raise RecordsDiffer(path, f"line {number} was ranked with {name} {was}, and this run would use {wanted}")
