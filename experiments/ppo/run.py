@@ -14,12 +14,13 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import yaml
 from analysis import analyse, write_page
 from plan import SMALL, TRIAL, PolicyRun, Size, ppo_config, runs
 from servers import generator, scorer
-from stages import make_gold, make_policy, make_prompts, make_proxies, quorum, sample
+from stages import make_gold, make_policy, make_prompts, make_proxies, quorum, read_records, sample
 
 RESULTS = Path(__file__).parent / "results"
 _LABELLED = 4
@@ -82,14 +83,12 @@ def _score_candidates(records: Path, proxies: list[Path], results: Path) -> None
     target = results / "candidates.jsonl"
     if target.exists():
         return
-    lines = [json.loads(line) for line in records.read_text(encoding="utf-8").splitlines()]
-    pools = [
-        {"gold": [own["score"] for own in line["candidates"]], "proxies": {}}
-        for line in sorted(lines, key=lambda line: int(line["prompt_id"]))
+    ordered = read_records(records)
+    pools: list[dict[str, Any]] = [
+        {"gold": [own["score"] for own in record["candidates"]], "proxies": {}} for record in ordered
     ]
     items = records.with_name("items.jsonl")
-    ordered = sorted(lines, key=lambda line: int(line["prompt_id"]))
-    flat = [(row, own["text"]) for row, line in enumerate(ordered) for own in line["candidates"]]
+    flat = [(row, own["text"]) for row, record in enumerate(ordered) for own in record["candidates"]]
     sent = [(row, text) for row, text in flat if text.strip()]
     items.write_text(
         "".join(json.dumps({"prompt": ordered[row]["prompt"], "response": text}) + "\n" for row, text in sent),

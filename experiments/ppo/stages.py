@@ -107,16 +107,21 @@ def sample(prompts: Path, target: Path, n: int, size: Size, generator: str, serv
     return target
 
 
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """By prompt: the file has them in the order in which they were done, which is another one every time."""
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return sorted(records, key=lambda record: int(record["prompt_id"]))
+
+
 def make_labels(records: Path, out: Path, noise: int) -> Path:
     """Pairs of the policy's answers, the one that the gold scores higher chosen, some turned round."""
     target = out / f"labels-{noise}.jsonl"
     if target.exists():
         return target
     pairs = []
-    for number, line in enumerate(records.read_text(encoding="utf-8").splitlines()):
-        record = json.loads(line)
+    for record in read_records(records):
         scored = [(own["score"], own["text"]) for own in record["candidates"] if own["score"] is not None]
-        generator = random.Random(f"labels/{number}")  # noqa: S311
+        generator = random.Random(f"labels/{record['prompt_id']}")  # noqa: S311
         distinct = list({text: score for score, text in scored}.items())
         if len(distinct) < 2:
             continue

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.trace import Tracer
 
-_NOT_TRACED = "healthz,readyz,metrics"
+_NOT_TRACED = "/healthz$,/readyz$,/metrics$"  # expressions, looked for in the whole URL
 
 
 class Traces:

@@ -261,3 +261,21 @@ async def test_a_journal_of_other_weights_is_not_learned_from(
     (tmp_path / "other" / "journal").rename(tmp_path / "mine" / "journal")
     with pytest.raises(RunStopped, match="are of other weights"):
         await mine.loop.run()
+
+
+async def test_a_policy_that_has_moved_far_enough_takes_no_further_step(
+    policy_folder: Path, prompts: Path, tmp_path: Path
+) -> None:
+    all_at_once = {"minibatch": 16, "lr": 1e-2}
+    stopped = make_run(
+        make_config(policy_folder, prompts, steps=1, update={**all_at_once, "epochs": 5}, kl={"early_stop": 1e-9}),
+        tmp_path / "stopped",
+    )
+    once = make_run(
+        make_config(policy_folder, prompts, steps=1, update={**all_at_once, "epochs": 1}), tmp_path / "once"
+    )
+    for run in (stopped, once):
+        await run.loop.run()
+    assert stopped.loop.log.series("kl/stopped") == [1.0]
+    assert once.loop.log.series("kl/stopped") == [0.0]
+    assert fingerprint(stopped.policy) == fingerprint(once.policy)

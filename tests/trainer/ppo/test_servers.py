@@ -324,6 +324,6 @@ reward: {url: http://127.0.0.1:2}
     config = read_ppo_config(path)
     assert config.policy.model == str(policy_folder)
     assert config.prompts.path == str(prompts)
-    path.write_text(text.replace("steps", "stepz") + "stepz: 3\n")
+    path.write_text(text + "stepz: 3\n")
     with pytest.raises(ConfigError, match="stepz"):
         read_ppo_config(path)

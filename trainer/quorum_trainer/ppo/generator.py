@@ -22,7 +22,7 @@ from quorum_trainer.ppo.samples import Draw, PromptRow
 
 
 class Sampler(Protocol):
-    """Where completions come from. A handle is what `publish` gave; None is the reference, without an adapter."""
+    """Where completions come from. A handle is what `publish` gave."""
 
     async def publish(self, folder: Path, step: int) -> str:
         """Make an adapter ready to be sampled from."""

@@ -61,13 +61,14 @@ class Learner:
         limit = self._config.kl.early_stop
         stopped = False
         for minibatch in self._minibatches(len(experience.pairs), step):
-            figures = self._descend(experience, minibatch, coefficient)
+            figures = self._backward(experience, minibatch, coefficient)
             count += 1
             for name, value in figures.items():
                 sums[name] = sums.get(name, 0.0) + value
             if limit is not None and figures["kl/step"] > limit:
-                stopped = True
+                stopped = True  # before this minibatch's own step
                 break
+            self._optimiser.step()
         means = {name: value / count for name, value in sums.items()}
         means["kl/step"] = figures["kl/step"]  # of the last minibatch: how far the policy has come
         return {**means, "loss/minibatches": float(count), "kl/stopped": float(stopped), "loss/lr": self._rate}
@@ -110,7 +111,7 @@ class Learner:
             for part in range(parts):
                 yield order[part * count // parts : (part + 1) * count // parts]
 
-    def _descend(self, experience: Experience, minibatch: Sequence[int], coefficient: float) -> dict[str, float]:
+    def _backward(self, experience: Experience, minibatch: Sequence[int], coefficient: float) -> dict[str, float]:
         config = self._config
         mask = experience.mask[list(minibatch)]
         weigh = completion_weights if config.estimator == "grpo" else token_weights
@@ -131,7 +132,6 @@ class Learner:
         figures["loss/gradient_norm"] = norms[0]
         if not all(map(math.isfinite, [*norms, *figures.values()])):
             raise TrainingDiverged("a loss or a gradient is not finite: lower update.lr")
-        self._optimiser.step()
         return figures
 
     def _policy_part(self, batch: Padded, rows: _Rows, weights: Tensor, coefficient: float) -> dict[str, float]:

@@ -10,7 +10,6 @@ nothing that was paid for is lost.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import shutil
 import time
 from collections.abc import Callable
@@ -20,7 +19,6 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from quorum_client.errors import QuorumError
-from quorum_model.bundle.write import sync_entry
 from quorum_trainer.data.read import hash_file
 from quorum_trainer.ppo.alarm import look_for_overoptimisation
 from quorum_trainer.ppo.config import PPOConfig
@@ -29,16 +27,16 @@ from quorum_trainer.ppo.kl import AdaptiveKL, FixedKL, KLController
 from quorum_trainer.ppo.learner import Learner
 from quorum_trainer.ppo.policy import Policy
 from quorum_trainer.ppo.record import StepLog, sample_figures
-from quorum_trainer.ppo.rollout import Rollout, Sources, roll_out
+from quorum_trainer.ppo.rollout import Rollout, Say, Sources, roll_out
 from quorum_trainer.ppo.samples import PromptRow, Sample, prompts_of_step
-from quorum_trainer.runs.run_folder import RunFolder
-from quorum_trainer.training.keeper import Snapshot
+from quorum_trainer.runs.run_folder import RunFolder, write_folder
+from quorum_trainer.training.keeper import Snapshot, TrainingInterrupted
+from quorum_trainer.training.loop import TrainingDiverged
 
 STAGE = "ppo"
 _CHECKED_STALE = 16
 """Completions of a rollout that is a step old whose log-probabilities are recomputed by the older adapter."""
 
-Say = Callable[[str], None]
 Track = Callable[[dict[str, float], int], None]
 
 
@@ -112,19 +110,16 @@ class Loop:
                 await self._retire()
         except OSError as error:
             raise self._stopped(f"cannot write: {error}") from error
-        except RunStopped:
+        except (RunStopped, TrainingInterrupted, TrainingDiverged):
             raise
         except QuorumError as error:
-            if error.code in ("training_interrupted", "training_diverged"):
-                raise
             raise self._stopped(f"{error.code}: {error.message}") from error
         finally:
             if following is not None:
                 following.cancel()
                 await asyncio.gather(following, return_exceptions=True)
             for handle in self._handles.values():
-                with contextlib.suppress(QuorumError):
-                    await self._parts.sources.sampler.retire(handle)
+                await self._parts.sources.sampler.retire(handle)
 
     def _source_of(self, step: int) -> int:
         """The step at whose beginning the policy was as this step's completions are drawn from it."""
@@ -140,7 +135,7 @@ class Loop:
     async def _publish(self, step: int) -> str:
         if step not in self._handles:
             if step == self._step:  # else it is of a step before, and lies there
-                _write_folder(self._adapter(step), self._parts.policy.write_adapter)
+                write_folder(self._adapter(step), self._parts.policy.write_adapter)
             self._handles[step] = await self._parts.sources.sampler.publish(self._adapter(step), step)
         return self._handles[step]
 
@@ -159,7 +154,7 @@ class Loop:
         step, config, parts = self._step, self._config, self._parts
         line: dict[str, float] = sample_figures(rollout.samples, std_limit=parts.std_limit)
         scored = self._scored(rollout.samples)
-        is_stale = config.rollout.overlap and step > 0
+        is_stale = self._source_of(step) < step
         looked_s = time.perf_counter()
         experience, seen = look_back(
             parts.policy, scored, config, coefficient=self._controller.coefficient, is_stale=is_stale
@@ -229,7 +224,7 @@ class Loop:
         self._say_step(step, figures, samples)
         self._step = step + 1
         if config.save_steps is not None and self._step % config.save_steps == 0:
-            _write_folder(self._path / "policies" / f"{self._step:06d}", parts.policy.write_adapter)
+            write_folder(self._path / "policies" / f"{self._step:06d}", parts.policy.write_adapter)
         numbers = {"step": float(self._step), "coefficient": self._controller.coefficient}
         parts.folder.offer(
             STAGE, lambda: Snapshot(parts.learner.state(), numbers), stop=parts.folder.is_asked_to_stop()
@@ -255,15 +250,3 @@ class Loop:
     def _stopped(self, why: str) -> RunStopped:
         kept = f"{self._path} has what was done"
         return RunStopped(f"stopped in step {self._step + 1}: {why}. Go on with --resume ({kept})")
-
-
-def _write_folder(path: Path, write: Callable[[Path], None]) -> None:
-    """All of a folder or nothing; what was there goes."""
-    beside = path.with_name(f".{path.name}.new")
-    for old in (beside, path):
-        shutil.rmtree(old, ignore_errors=True)
-    beside.mkdir(parents=True)
-    write(beside)
-    sync_entry(beside)
-    beside.rename(path)
-    sync_entry(path.parent)

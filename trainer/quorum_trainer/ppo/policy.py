@@ -19,14 +19,13 @@ import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from quorum_trainer.causal import load_causal
 from quorum_trainer.config import ConfigError
 from quorum_trainer.ppo.batches import Padded
 from quorum_trainer.ppo.config import PolicyOptions
 from quorum_trainer.ppo.tokens import token_entropy, token_logprobs
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _POLICY, _VALUE = "policy", "value"
 
 
@@ -162,13 +161,7 @@ def load_policy(options: PolicyOptions, *, with_value: bool, seed: int, device: 
     Raises:
         ConfigError: it cannot be loaded, or its tokenizer has no chat template or no token that ends a text.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(options.model, revision=options.revision)
-        model = AutoModelForCausalLM.from_pretrained(
-            options.model, revision=options.revision, dtype=_DTYPES[options.dtype], trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"policy: {options.model} cannot be loaded: {str(error).partition(chr(10))[0]}") from error
+    model, tokenizer = load_causal(options.model, revision=options.revision, dtype=options.dtype, what="policy")
     if tokenizer.chat_template is None or tokenizer.eos_token_id is None:
         raise ConfigError(f"policy: the tokenizer of {options.model} has no chat template or no EOS token")
     lora = LoraConfig(r=options.rank, lora_alpha=options.alpha, target_modules="all-linear", task_type="CAUSAL_LM")

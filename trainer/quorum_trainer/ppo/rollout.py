@@ -50,7 +50,7 @@ class Sources:
 
 
 async def roll_out(
-    sources: Sources, rows: Sequence[PromptRow], step: int, handle: str, adapter: str, say: Say = print
+    sources: Sources, rows: Sequence[PromptRow], step: int, handle: str, adapter: str, say: Say
 ) -> Rollout:
     """All samples of a step.
 
@@ -158,5 +158,5 @@ class _Worker:
             started_s = time.perf_counter()
             rewards = await source.score(row, draws, reference)
             self.last_heard_s = time.perf_counter()
-            self._journal.add_rewards(kind, place, rewards, elapsed_s=time.perf_counter() - started_s)
+            self._journal.add_rewards(kind, place, rewards, elapsed_s=self.last_heard_s - started_s)
         return heard[place]

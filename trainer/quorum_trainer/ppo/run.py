@@ -18,22 +18,23 @@ import torch
 from quorum_client.async_client import AsyncClient
 from quorum_client.errors import QuorumError
 from quorum_client.generation import Generator
-from quorum_model.bundle.write import sync_entry
 from quorum_trainer.config import ConfigError
 from quorum_trainer.data.read import hash_file
 from quorum_trainer.ppo.config import PPOConfig, RewardOptions
 from quorum_trainer.ppo.generator import VllmSampler
 from quorum_trainer.ppo.learner import Learner
-from quorum_trainer.ppo.loop import Loop, Parts, Say, Track
+from quorum_trainer.ppo.loop import Loop, Parts, Track
 from quorum_trainer.ppo.policy import Policy, load_policy
 from quorum_trainer.ppo.prompts import load_prompts
 from quorum_trainer.ppo.reward import RewardSource
-from quorum_trainer.ppo.rollout import Sources
+from quorum_trainer.ppo.rollout import Say, Sources
 from quorum_trainer.ppo.summary import draw_curves, summarise
-from quorum_trainer.runs.run_folder import RunFolder
+from quorum_trainer.runs.run_folder import RunFolder, write_folder
 
 _RETRIES = 100_000
 """As many as fit into the deadline."""
+_START_S = 60.0
+"""For the first word of each server: an address that is wrong should not take a deadline made for long outages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,7 @@ async def run(
                 max_in_flight=config.generator.max_in_flight,
             )
         )
+        await _check_generator(generator, config)
         sampler = VllmSampler(
             generator, config.generator.model, config.rollout, config.name, config.seed, policy.end_ids
         )
@@ -102,12 +104,22 @@ async def run(
     return _finish(config, policy, loop, target, folder)
 
 
+async def _check_generator(generator: Generator, config: PPOConfig) -> None:
+    options = config.generator
+    try:
+        served = await generator.models(deadline_s=min(_START_S, options.deadline_s))
+    except QuorumError as error:
+        raise ConfigError(f"generator: {error.code}: {error.message}") from error
+    if options.model not in served:
+        raise ConfigError(f"generator: {options.url} serves {', '.join(served) or 'nothing'}, not {options.model}")
+
+
 async def _open_reward(options: RewardOptions, name: str, stack: AsyncExitStack) -> tuple[RewardSource, float | None]:
     """The source, and the 99th percentile of std that its ensemble had on the data that it was calibrated on."""
     http = await stack.enter_async_context(httpx.AsyncClient(headers={"x-quorum-run": name}))
     client = AsyncClient(options.url, deadline_s=options.deadline_s, max_retries=_RETRIES, http_client=http)
     try:
-        listed = await client.ensembles()
+        listed = await client.ensembles(deadline_s=min(_START_S, options.deadline_s))
     except QuorumError as error:
         raise ConfigError(f"reward: {error.code}: {error.message}") from error
     wanted = (options.ensemble or "").partition("@")[0]
@@ -130,18 +142,17 @@ def _check_lengths(config: PPOConfig, policy: Policy) -> None:
 
 
 def _finish(config: PPOConfig, policy: Policy, loop: Loop, target: Path, folder: RunFolder) -> PPOResult:
-    beside = target.with_name(f".{target.name}.new")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    policy.write_adapter(beside)
-    policy.tokenizer.save_pretrained(beside)
-    summary = summarise(loop.log.lines)
-    (beside / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in loop.log.lines), encoding="utf-8")
-    (beside / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    draw_curves(loop.log.lines, f"{config.name}: {config.estimator}", beside / "curves.png")
-    sync_entry(beside)
-    beside.rename(target)
-    sync_entry(target.absolute().parent)
+    lines = loop.log.lines
+    summary = summarise(lines)
+
+    def write(place: Path) -> None:
+        policy.write_adapter(place)
+        policy.tokenizer.save_pretrained(place)
+        (place / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        (place / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        draw_curves(lines, f"{config.name}: {config.estimator}", place / "curves.png")
+
+    write_folder(target, write)
     shutil.rmtree(folder.path / "adapters", ignore_errors=True)
     (folder.path / "checkpoint.safetensors").unlink(missing_ok=True)
     folder.close()

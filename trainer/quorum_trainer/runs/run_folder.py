@@ -179,6 +179,19 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, s
     _write_whole(path, lambda place: save_file(ready, place, metadata={"format": "pt", **metadata}))
 
 
+def write_folder(path: Path, write: Callable[[Path], object]) -> None:
+    """All of a folder or nothing, also when the machine goes down; what was there goes."""
+    beside = path.with_name(f".{path.name}.new")
+    for old in (beside, path):
+        shutil.rmtree(old, ignore_errors=True)
+    beside.mkdir(parents=True)
+    write(beside)
+    for entry in (*beside.rglob("*"), beside):
+        sync_entry(entry)
+    beside.rename(path)
+    sync_entry(path.absolute().parent)
+
+
 def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """All of a file or nothing, also when the machine goes down."""
     beside = path.with_name(f".{path.name}.new")

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from quorum_trainer.causal import load_causal
 from quorum_trainer.config import ConfigError
 from quorum_trainer.sft.config import NewModel, SftConfig
 
@@ -24,8 +25,6 @@ CHAT_TEMPLATE = (
     "{{ eos_token }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 """Of a new model: every turn ends with the token that ends an answer."""
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def load_policy(config: SftConfig, texts: Iterable[str]) -> tuple[Any, Any]:
@@ -42,13 +41,7 @@ def load_policy(config: SftConfig, texts: Iterable[str]) -> tuple[Any, Any]:
         tokenizer = train_tokenizer(texts, config.new_model.vocab_size)
         return new_policy(config.new_model, tokenizer, config.seed), tokenizer
     assert config.model is not None
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(config.model, revision=config.revision)
-        model = AutoModelForCausalLM.from_pretrained(
-            config.model, revision=config.revision, dtype=_DTYPES[config.dtype], trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"model: {config.model} cannot be loaded: {str(error).partition(chr(10))[0]}") from error
+    model, tokenizer = load_causal(config.model, revision=config.revision, dtype=config.dtype, what="model")
     if tokenizer.chat_template is None:
         tokenizer.chat_template = CHAT_TEMPLATE if tokenizer.bos_token and tokenizer.eos_token else None
     if tokenizer.chat_template is None:

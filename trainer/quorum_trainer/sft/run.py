@@ -22,9 +22,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl.trainer.sft_config import SFTConfig as TrlConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from quorum_model.bundle.write import sync_entry
 from quorum_trainer.config import ConfigError
-from quorum_trainer.runs.run_folder import RunFolder
+from quorum_trainer.runs.run_folder import RunFolder, write_folder
 from quorum_trainer.sft.config import SftConfig
 from quorum_trainer.sft.dialogues import Dialogue, load_dialogues
 from quorum_trainer.sft.policy import load_policy
@@ -192,12 +191,10 @@ def _save(trainer: SFTTrainer, tokenizer: Any, target: Path, *, merge: bool) -> 
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     if merge:
         model = model.merge_and_unload()
-    beside = target.with_name(f".{target.name}.new")
-    if beside.exists():
-        shutil.rmtree(beside)
     model.config.use_cache = True
-    model.save_pretrained(beside)
-    tokenizer.save_pretrained(beside)
-    sync_entry(beside)
-    beside.rename(target)
-    sync_entry(target.absolute().parent)
+
+    def write(place: Path) -> None:
+        model.save_pretrained(place)
+        tokenizer.save_pretrained(place)
+
+    write_folder(target, write)
