@@ -67,5 +67,10 @@ def units() -> list[Unit]:
     return chosen
 
 
+def named(name: str) -> Unit:
+    """The unit of that name."""
+    return next(unit for unit in units() if unit.name == name)
+
+
 def _full(noise: int, seed: int) -> Unit:
     return Unit(f"full-{noise}-{seed}", noise, 1, {"kind": "single", "phase1": _FULL, "seed": seed})

@@ -2,7 +2,8 @@
 
     Unit  --make_bundle-->  runs/UNIT  --score-->  results/scores/UNIT.npz: scores (K, N), calibration, cost
 
-What exists is not made again; a training or scoring that was cut off goes on.
+What exists is not made again; a training or scoring that was cut off goes on. A bundle that another unit starts from
+is trained again where only its scores are there.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from plan import CHUNK, MAX_LENGTH, Unit
+from plan import CHUNK, MAX_LENGTH, Unit, named
 from safetensors import safe_open
 from texts import Texts, training_pairs
 
@@ -140,12 +141,12 @@ def _train(unit: Unit, target: Path, out: Path) -> None:
 
 
 def _start(unit: Unit, out: Path) -> Path:
-    """A bundle of the members alone that a unit starts from."""
+    """A bundle of the members alone that a unit starts from; trains them if they are not there."""
     assert unit.start_from is not None
     name, members = unit.start_from
     target = out / f"{name}-heads-{members.start}"
     if not target.exists():
-        whole = read_bundle(out / name)
+        whole = make_bundle(named(name), out)
         names = [member.name for member in whole.manifest.members]
         _without(whole, [one for index, one in enumerate(names) if index not in members], target)
     return target
@@ -155,10 +156,10 @@ def _merge(unit: Unit, target: Path, out: Path) -> None:
     """The average of the first members of the noise level's pool."""
     assert unit.start_from is not None
     count = len(unit.start_from[1])
-    ensemble = read_bundle(out / f"lora-{unit.noise}-0")
+    ensemble = make_bundle(named(f"lora-{unit.noise}-0"), out)
     steps = []
     for index in range(CHUNK, count):
-        donor = read_bundle(out / f"lora-{unit.noise}-{index // CHUNK}")
+        donor = make_bundle(named(f"lora-{unit.noise}-{index // CHUNK}"), out)
         steps.append(out / f"{unit.name}-ensemble-{index}")
         shutil.rmtree(steps[-1], ignore_errors=True)
         name = donor.manifest.members[index % CHUNK].name
