@@ -10,7 +10,7 @@ GENERATOR_ARGS ?=
 PIP_VERSION := pip>=25.1,<26
 TESTS ?= tests
 
-.PHONY: install serve test test-slow test-contract contract-clients generator generator-env experiments-bon experiments-ppo lint format check clean help
+.PHONY: install serve stack test test-slow test-queries test-contract contract-clients generator generator-env experiments-bon experiments-ppo lint format check clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -22,7 +22,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "$(PIP_VERSION)"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[server,trainer,openai,traces,demo]" --group dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[server,trainer,openai,traces,ui,demo]" --group dev
 	touch $@
 
 serve: install  ## serve the default ensemble on http://127.0.0.1:8000
@@ -35,6 +35,10 @@ test: install  ## the tests that finish in minutes
 # One after another: they load servers and watch clocks.
 test-slow: install  ## the tests that take longer
 	$(BIN)/python -m pytest -m slow $(TESTS)
+
+# Several minutes of a real Prometheus; part of test-slow.
+test-queries: install  ## every panel, rule and alert against a real Prometheus and server
+	$(BIN)/python -m pytest -rs tests/deploy/live
 
 contract-clients: $(CLIENTS)/bin/.installed  ## set up the environment of other trainers' own code
 
@@ -68,6 +72,9 @@ generator: generator-env  ## serve a local causal model: make generator MODEL=./
 	@test -n "$(MODEL)" || { echo "say which: make generator MODEL=./my-policy" >&2; exit 2; }
 	env $(GENERATOR_ENV) $(GENERATOR)/bin/python -m vllm.entrypoints.openai.api_server --model $(MODEL) \
 	  --served-model-name base --host 127.0.0.1 --port $(GENERATOR_PORT) --no-enable-chunked-prefill $(GENERATOR_ARGS)
+
+stack: install  ## scorer, playground and Prometheus on loopback (MODEL=./my-policy: a generator too)
+	$(BIN)/python deploy/stack.py $(if $(MODEL),--model $(MODEL))
 
 # About ten hours of one core; goes on where it stopped. Units whose scores are committed are not trained again.
 experiments-bon: install  ## whether an ensemble picks better answers (needs QUORUM_DATA)

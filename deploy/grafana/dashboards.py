@@ -63,7 +63,9 @@ def _share(part: str, whole: str, labels: str, by: str) -> str:
 
 
 def _increase(name: str, labels: str, by: str) -> str:
-    return f"sum by ({by}) (increase({name}{{{labels}}}[$__rate_interval]))"
+    """Of events that are rare: the first one begins a series, in which Prometheus sees no increase."""
+    series = f"{name}{{{labels}}}"
+    return f"sum by ({by}) (({series} unless {series} offset $__rate_interval) or increase({series}[$__rate_interval]))"
 
 
 _BY_RUN, _OF_RUN = "ensemble, version, run", "{{run}} {{ensemble}}@{{version}}"
@@ -72,20 +74,24 @@ _SCORE = (
     f"{_rate('quorum_calibrated_score_negative_total', _RUN, _BY_RUN)}) / "
     f'sum by ({_BY_RUN}) (rate(quorum_calibrated_score_bucket{{{_RUN}, le="+Inf"}}[$__rate_interval]))'
 )
+_STD = _mean("quorum_score_std", _RUN, _BY_RUN)
+_PENALTY = _mean("quorum_lcb_penalty", _RUN, _BY_RUN)
+SWAPS = _increase("quorum_swap_seconds_count", 'ensemble=~"$ensemble", result="ok"', "instance, ensemble") + " > 0"
+"""Marked on every panel of the uncertainty dashboard."""
 
 UNCERTAINTY = {
     "A run": (
         Panel(
-            "Score, mean over items",
-            (Query(_SCORE, _OF_RUN),),
-            says="Calibrated. Climbing together with the std: over-optimisation.",
+            "Score, lcb and std, mean over items",
+            (
+                Query(_SCORE, f"{_OF_RUN} score"),
+                Query(f"{_SCORE} - {_PENALTY}", f"{_OF_RUN} lcb"),
+                Query(_STD, f"{_OF_RUN} std"),
+            ),
+            says="Calibrated, not centred. Score and std that climb together: over-optimisation. Marked: swaps.",
         ),
-        Panel("Std over members, mean", (Query(_mean("quorum_score_std", _RUN, _BY_RUN), _OF_RUN),)),
-        Panel(
-            "Mean - lcb, mean",
-            (Query(_mean("quorum_lcb_penalty", _RUN, _BY_RUN), _OF_RUN),),
-            says="What lcb takes off.",
-        ),
+        Panel("Std over members, mean", (Query(_STD, _OF_RUN),)),
+        Panel("Mean - lcb, mean", (Query(_PENALTY, _OF_RUN),), says="What lcb takes off."),
         Panel(
             "Items beyond the 99th percentile of std",
             (
@@ -243,6 +249,9 @@ def render(name: str) -> str:
             .multi(True)
             .all_value(".*")
         )
+    if "run" in variables:
+        swaps = dashboard.AnnotationQuery().name("Swaps").datasource(_SOURCE).enable(True).expr(SWAPS)
+        made = made.annotation(swaps.icon_color("orange"))
     for row, panels in rows.items():
         made = made.with_row(dashboard.Row(row))
         for panel in panels:

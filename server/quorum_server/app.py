@@ -28,6 +28,7 @@ from quorum_server.keys import load_keys, right_needed
 from quorum_server.limits import Limits
 from quorum_server.metrics import Metrics
 from quorum_server.middleware import RequestContext
+from quorum_server.playground import add_playground
 from quorum_server.routes import compare, ensembles, gateway, health, metrics, openrlhf, rank, score, sglang, tei, vllm
 from quorum_server.runtime import Runtime
 from quorum_server.settings import Settings
@@ -43,7 +44,8 @@ def create_app(settings: Settings, make_engine: Callable[[], Engine] | None = No
 
     Raises:
         InvalidKeys: the API keys cannot be used.
-        InvalidRequest, MissingExtra: the generator's address is none; OpenAI's SDK or OpenTelemetry is not installed.
+        InvalidRequest: the generator's address is none.
+        MissingExtra: OpenAI's SDK, OpenTelemetry or Gradio is asked for and not installed.
     """
     listed = None if settings.api_keys is None else settings.api_keys.get_secret_value()
     keys = load_keys(listed, settings.api_keys_file)
@@ -56,7 +58,7 @@ def create_app(settings: Settings, make_engine: Callable[[], Engine] | None = No
         version=_distribution_version(),
         lifespan=_lifespan,
     )
-    app.state.metrics = watcher = Metrics()
+    app.state.metrics = watcher = Metrics(len(settings.device_list))
     app.state.traces = traces = Traces(settings.otlp_endpoint)
     app.state.runtime = runtime = Runtime(settings, make_engine, watcher, traces)
     watcher.watch(lambda: runtime.admission.held_tokens, runtime.registry.list, runtime.engine_pids)
@@ -83,6 +85,8 @@ def create_app(settings: Settings, make_engine: Callable[[], Engine] | None = No
         app.include_router(router, responses={status: ERROR_RESPONSES[status] for status in (401, 403)})
     if keys:
         _document_keys(app.openapi())
+    if settings.ui:
+        add_playground(app, runtime, app.state.limits, watcher)
     return app
 
 

@@ -82,6 +82,7 @@ def serve(  # noqa: PLR0913 - the options of a command are its interface
     generator_model: Annotated[
         str | None, typer.Option(help="Its model where a request names none; its first if left out.")
     ] = None,
+    ui: Annotated[bool | None, typer.Option("--ui", help="The playground at /ui, to try it by hand.")] = None,
 ) -> None:
     """Serve an ensemble over HTTP.
 
@@ -107,6 +108,7 @@ def serve(  # noqa: PLR0913 - the options of a command are its interface
         "ssl_keyfile": ssl_keyfile,
         "generator_url": generator_url,
         "generator_model": generator_model,
+        "ui": ui,
     }
     try:
         given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}

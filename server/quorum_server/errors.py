@@ -29,8 +29,9 @@ _UNREADY_RETRY_AFTER_S = 1.0
 """How soon to ask again while ensembles load or an engine restarts: it takes seconds to minutes."""
 _FIELD_NAME = re.compile(r"[A-Za-z0-9_.-]{1,40}")
 
-# A browser asks its user for name and password, and so /docs opens too.
-_CHALLENGE = 'Basic realm="Quorum, the key as the password", Bearer'
+# A browser asks its user for name and password, and so /docs and /ui open too. A header each: Chromium does not ask
+# where one header has two of them.
+_CHALLENGES = ('Basic realm="Quorum, the key as the password"', "Bearer")
 
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": description}
@@ -76,19 +77,20 @@ def error_response(error: QuorumError, request_id: str) -> Response:
         message = "internal error; the server's log has its details under this request id"
     body = ErrorBody(code=error.code, message=message, retryable=error.retryable, request_id=request_id)
     headers = {}
-    if isinstance(error, Unauthorized):
-        headers["www-authenticate"] = _CHALLENGE
     retry_after_s = error.retry_after_s
     if retry_after_s is None and isinstance(error, NotReady):
         retry_after_s = _UNREADY_RETRY_AFTER_S
     if retry_after_s is not None:
         headers["retry-after"] = str(math.ceil(retry_after_s))
-    return Response(
+    response = Response(
         ErrorResponse(error=body).model_dump_json(),
         status_code=error.status,
         headers=headers,
         media_type="application/json",
     )
+    for challenge in _CHALLENGES if isinstance(error, Unauthorized) else ():
+        response.headers.append("www-authenticate", challenge)
+    return response
 
 
 def invalid_request(problems: Sequence[Any]) -> InvalidRequest:

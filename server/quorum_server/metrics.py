@@ -12,8 +12,9 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,7 @@ from quorum_model.scoring import PreparedComparisons, PreparedRewards, Rule, Sco
 from quorum_server.events import Observer, PassReport, Rejection, RestartReason
 from quorum_server.registry import Ensemble
 from quorum_server.request_record import RequestRecord, current_record
-from quorum_server.tallies import OTHER
+from quorum_server.tallies import OTHER, VersionTally
 from quorum_server.uncertainty import FloatArray, calibrate_texts
 from quorum_server.version_metrics import VersionMetrics
 
@@ -48,10 +49,11 @@ class Metrics(Observer):
     """Counts what happens, for one server.
 
     Args:
+        num_engines: how many will run.
         clock: seconds, for how long a run has been idle.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, num_engines: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
         # They would be a second series for each first one, and Prometheus needs none of them.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
@@ -59,6 +61,7 @@ class Metrics(Observer):
         self._make_request_metrics()
         self._make_engine_metrics()
         self._make_generator_metrics()
+        self._begin_at_zero(num_engines)
         self._tallies = VersionMetrics(clock, self._forget)
         self.registry.register(self._tallies)
 
@@ -98,9 +101,20 @@ class Metrics(Observer):
         self._unranked = counter("quorum_unranked_candidates", "Candidates that could not be scored.")
         self._picked_std = histogram("quorum_picked_std", "Std over members of a picked candidate.", buckets=_STD)
 
+    def _begin_at_zero(self, num_engines: int) -> None:
+        """What is to alarm at its first event: Prometheus sees no increase in a series that begins with it."""
+        for reason in get_args(Rejection):
+            self._rejections.labels(reason)
+        for engine, why in product(range(num_engines), get_args(RestartReason)):
+            self._restarts.labels(str(engine), why)
+
     def _forget(self, ensemble: str) -> None:
         for metric in (self._requests, self._tokenize_s, self._swap_s):
             metric.remove_by_labels({"ensemble": ensemble})
+
+    def by_version(self) -> Mapping[tuple[str, str], VersionTally]:
+        """What was counted of each ensemble version, by (name, version); to be read only."""
+        return self._tallies.by_version
 
     def watch(
         self,

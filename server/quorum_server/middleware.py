@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from quorum_client.errors import InternalError
 from quorum_server.errors import error_response
 from quorum_server.metrics import RUN_HEADER, Metrics
+from quorum_server.playground import PATH as PLAYGROUND
 from quorum_server.request_record import RequestRecord, start_record
 
 access_log = logging.getLogger("quorum_server.access")
@@ -27,7 +28,7 @@ _SANE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 _CLIENT_CLOSED_REQUEST = 499
 # Probes and scrapes come every few seconds for weeks; their failures are logged like all others.
-_FREQUENT = frozenset({"/healthz", "/readyz", "/metrics"})
+_FREQUENT = frozenset({"/healthz", "/readyz", "/metrics", PLAYGROUND})
 
 
 class RequestContext:
@@ -76,10 +77,18 @@ class RequestContext:
             self._end(scope, record, _CLIENT_CLOSED_REQUEST if status is None else status, loop.time() - arrived_s)
 
     def _end(self, scope: Scope, record: RequestRecord, status: int, elapsed_s: float) -> None:
-        # The route's template, not the path: what a client makes up stays out of logs and labels.
-        route: str = getattr(scope.get("route"), "path", "")
+        route = _template(scope)
         self._metrics.finished(record, route=route, method=scope["method"], status=status, elapsed_s=elapsed_s)
         _log(scope["method"], route, record, status, elapsed_s)
+
+
+def _template(scope: Scope) -> str:
+    """The route's template, not the path: what a client makes up stays out of logs and labels. All of /ui is one."""
+    path: str = scope["path"]
+    if path == PLAYGROUND or path.startswith(f"{PLAYGROUND}/"):
+        return PLAYGROUND
+    template: str = getattr(scope.get("route"), "path", "")
+    return template
 
 
 def _log(method: str, route: str, record: RequestRecord, status: int, elapsed_s: float) -> None:

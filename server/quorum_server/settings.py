@@ -79,6 +79,8 @@ class Settings(BaseSettings):
     generator_max_in_flight: int = Field(64, ge=1, description="requests at the generator at once; others wait")
     generator_timeout_s: float = Field(600.0, gt=0, description="for candidates, where a request has no deadline")
 
+    ui: bool = Field(False, description="the playground at /ui; needs Gradio")
+
     otlp_endpoint: str | None = Field(
         None, description="OpenTelemetry collector's URL for traces over HTTP, as http://127.0.0.1:4318/v1/traces"
     )

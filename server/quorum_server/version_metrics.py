@@ -39,16 +39,16 @@ class VersionMetrics(Collector):
         self._runs = RunLabels(clock)
         self._forget = forget
         self.names: set[str] = set()
-        self._by_version: dict[tuple[str, str], VersionTally] = {}
+        self.by_version: dict[tuple[str, str], VersionTally] = {}
         self.ensembles: Callable[[], Sequence[Ensemble]] = list
 
     def of(self, context: ScoringContext) -> VersionTally:
         """The tally of a version."""
         key = (context.manifest.name, context.version)
-        if key not in self._by_version:
+        if key not in self.by_version:
             self._drop_gone()  # here too, so that a server that nobody scrapes does not grow with its swaps
-            self._by_version[key] = VersionTally(context.manifest.reference_stats)
-        return self._by_version[key]
+            self.by_version[key] = VersionTally(context.manifest.reference_stats)
+        return self.by_version[key]
 
     def is_loaded(self, name: str) -> bool:
         """Whether an ensemble of this name is loaded; from here on its end is noticed."""
@@ -61,14 +61,14 @@ class VersionMetrics(Collector):
         """The label of a run."""
         label, evicted = self._runs.label(header)
         if evicted is not None:
-            for tally in self._by_version.values():
+            for tally in self.by_version.values():
                 tally.runs.pop(evicted, None)
         return label
 
     def _drop_gone(self) -> None:
         loaded = {(ensemble.name, ensemble.version) for ensemble in self.ensembles()}
-        for key in [key for key in self._by_version if key not in loaded]:
-            del self._by_version[key]
+        for key in [key for key in self.by_version if key not in loaded]:
+            del self.by_version[key]
         for name in self.names - {name for name, _ in loaded}:
             self.names.discard(name)
             self._forget(name)
@@ -97,7 +97,7 @@ class VersionMetrics(Collector):
         submitted = CounterMetricFamily("quorum_submitted_tokens", "Tokens that were asked for.", labels=_VERSION)
         computed = CounterMetricFamily("quorum_computed_tokens", "Tokens that engines computed.", labels=_VERSION)
         drift = GaugeMetricFamily("quorum_score_drift", "Recent scores against the bundle's (KS).", labels=_VERSION)
-        for key, tally in self._by_version.items():
+        for key, tally in self.by_version.items():
             submitted.add_metric(key, tally.submitted_tokens)
             computed.add_metric(key, tally.computed_tokens)
             value = tally.drift()
@@ -106,7 +106,7 @@ class VersionMetrics(Collector):
         yield from (submitted, computed, drift)
 
     def _run_metrics(self) -> Iterator[Metric]:
-        runs = [((*key, run), own) for key, tally in self._by_version.items() for run, own in tally.runs.items()]
+        runs = [((*key, run), own) for key, tally in self.by_version.items() for run, own in tally.runs.items()]
         for name, text, get in _RUN_HISTOGRAMS:
             histogram = HistogramMetricFamily(name, text, labels=_RUN)
             for labels, own in runs:

@@ -40,7 +40,8 @@ def test_the_committed_json_is_the_codes(name: str) -> None:
 def test_panels_ask_for_what_there_is(name: str) -> None:
     dashboard = json.loads(render(name))
     variables = {variable["name"]: variable["query"] for variable in dashboard["templating"]["list"]}
-    asked = [*expressions(name), *variables.values()]
+    swaps = [mark["expr"] for mark in dashboard.get("annotations", {}).get("list", [])]
+    asked = [*expressions(name), *variables.values(), *swaps]
     assert len(asked) > 10
     for expression in asked:
         named = set(re.findall(r"\b(?:quorum|process)_[a-z0-9_]+", expression))
