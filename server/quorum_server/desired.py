@@ -1,16 +1,17 @@
 """What this server is to serve: a small file, name -> source, that restarts read and every change rewrites.
 
-    StateFile.read  -->  {name: Desired}  --change-->  StateFile.write: beside it, fsync, rename
+    StateFile.read  -->  {name: Desired}  --edit: under a lock, beside it, fsync, rename-->  StateFile
 
-Half a file is never seen. Knows nothing of loading.
+Half a file is never seen, and no change of another server that shares the file is lost. Knows nothing of loading.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -41,7 +42,8 @@ class Desired(BaseModel):
     """What is to serve under a name.
 
     last_good: what served last, for a restart at which `source` cannot be loaded. by_request: a request named it, so
-    that what it refers to must lie in the allowed folders, after a restart too.
+    that what it refers to must lie in the allowed folders, after a restart too. change: which change said so: a later one
+    may name the same source, which has changed itself.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,6 +51,7 @@ class Desired(BaseModel):
     source: str
     last_good: str | None = None
     by_request: bool = False
+    change: str = ""
 
 
 class _State(BaseModel):
@@ -86,12 +89,48 @@ class StateFile:
                 f"{self.path} is no state file: {'.'.join(map(str, first['loc']))}: {first['msg']}"
             ) from error
 
-    def write(self, ensembles: Mapping[str, Desired]) -> None:
-        """Have it say this; on the disk when it returns.
+    def edit(self, changes: Mapping[str, Desired | None], otherwise: Mapping[str, Desired]) -> None:
+        """Change what it says of these names, and of no others; on the disk when it returns.
+
+        Args:
+            changes: None takes a name out.
+            otherwise: what it says before the changes where there is no file.
 
         Raises:
             StateNotWritten: the file is as it was.
         """
+        with self._locked():
+            before = self.read()
+            kept = dict(otherwise if before is None else before) | dict(changes)
+            self._write({name: desired for name, desired in kept.items() if desired is not None})
+
+    def settle(self, name: str, desired: Desired) -> None:
+        """Keep a last good source, unless another change came in between.
+
+        Raises:
+            StateNotWritten: the file is as it was.
+        """
+        with self._locked():
+            kept = self.read() or {}
+            if name in kept and kept[name].change == desired.change and kept[name].source == desired.source:
+                self._write(kept | {name: desired})
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Alone with the file, among all servers that share it."""
+        try:
+            descriptor = os.open(self.path.with_name(f"{self.path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise StateNotWritten(f"the state file cannot be written: {error.strerror}") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        except StateUnreadable as error:
+            raise StateNotWritten(error.message) from error
+        finally:
+            os.close(descriptor)
+
+    def _write(self, ensembles: Mapping[str, Desired]) -> None:
         text = _State(ensembles=dict(ensembles)).model_dump_json(indent=2) + "\n"
         beside: str | None = None
         try:

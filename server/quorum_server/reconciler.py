@@ -1,6 +1,6 @@
 """One way for every change of what serves: the desired state is edited, then what serves follows it.
 
-    put, remove, watched, restore  -->  desired: name -> source  --load beside, swap in one step-->  Registry
+    put, remove, watched, adopt, restore  -->  desired: name -> source  --load beside, swap in one step-->  Registry
                                               '-- StateFile                      '-- free the old --'
 
 One change at a time; a source that cannot be loaded leaves serving what served, and its error is shown. Knows nothing
@@ -12,7 +12,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Sequence
+import uuid
+from collections.abc import Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -131,6 +133,7 @@ class Reconciler:
         if len(wishes) < len(sources):
             raise InvalidRequest("two of the bundles have the same name")
         self._keep(wishes)
+        self._wishes = wishes
         for (name, wish), bundle in zip(wishes.items(), bundles, strict=True):
             await self._follow(name, wish, bundle)
 
@@ -169,8 +172,12 @@ class Reconciler:
         self._refuse_watched(name)
         before = self._wishes.get(name)
         last_good = before.desired.last_good if before else None
-        wish = _Wish(Desired(source=_durable(source), last_good=last_good, by_request=by_request))
-        self._keep(self._wishes | {name: wish})
+        desired = Desired(
+            source=_durable(source), last_good=last_good, by_request=by_request, change=uuid.uuid4().hex[:12]
+        )
+        wish = _Wish(desired)
+        self._keep({name: wish})
+        self._wishes[name] = wish
         change = self._start(self._follow(name, wish))
         # A caller that leaves does not undo the change.
         return await asyncio.shield(change) if wait else None
@@ -185,8 +192,8 @@ class Reconciler:
         """
         self._wish(name)
         self._refuse_watched(name)
-        self._keep({other: wish for other, wish in self._wishes.items() if other != name})
-        self.registry.remove(name)
+        self._keep({name: None})
+        self._drop(name)
 
     async def watched(self, name: str, path: Path) -> None:
         """Serve the bundle in `path` under `name`, as a watched folder says.
@@ -197,6 +204,21 @@ class Reconciler:
         wish = _Wish(Desired(source=str(path)), is_watched=True)
         self._wishes[name] = wish
         await self._follow(name, wish)
+
+    async def adopt(self, kept: Mapping[str, Desired]) -> None:
+        """Serve what a state file says that other servers write too; what cannot be loaded is in the status.
+
+        Args:
+            kept: the whole of it. What a watched folder decides is left alone.
+        """
+        for name in [name for name, wish in self._wishes.items() if not wish.is_watched and name not in kept]:
+            self._drop(name)
+        for name, desired in kept.items():
+            wish = self._wishes.get(name)
+            if wish is None or not (wish.is_watched or _is_settled(wish, desired)):
+                self._wishes[name] = wish = _Wish(desired)
+                with suppress(QuorumError):
+                    await self._follow(name, wish)
 
     async def stop(self) -> None:
         """Leave changes that are under way."""
@@ -244,19 +266,25 @@ class Reconciler:
             return  # a later change has its own outcome
         self._wishes[name] = settled
         try:
-            self._write(self._wishes)
+            if self._state is not None and settled.is_watched:
+                self._keep({name: None})
+            elif self._state is not None:
+                self._state.settle(name, settled.desired)
         except QuorumError as error:  # it names the right source already; only the last good one is out of date
             logger.error("%s", error.message)
 
-    def _keep(self, wishes: dict[str, _Wish]) -> None:
-        """Have the state file say this, and only then wish it."""
-        self._write(wishes)
-        self._wishes = wishes
-
-    def _write(self, wishes: dict[str, _Wish]) -> None:
+    def _keep(self, changes: Mapping[str, _Wish | None]) -> None:
+        """Have the state file say this; only then may it be wished. None: nothing under this name."""
         if self._state is not None:
             # What a watched folder says is read from there again.
-            self._state.write({name: wish.desired for name, wish in wishes.items() if not wish.is_watched})
+            kept = {name: wish.desired for name, wish in self._wishes.items() if not wish.is_watched}
+            self._state.edit(
+                {name: None if wish is None else wish.desired for name, wish in changes.items()}, otherwise=kept
+            )
+
+    def _drop(self, name: str) -> None:
+        del self._wishes[name]
+        self.registry.remove(name)
 
     def _free_when_idle(self, version: str) -> None:
         """Free a version's weights, in its turn, unless it serves again by then."""
@@ -288,6 +316,12 @@ class Reconciler:
         wish = self._wishes.get(name)
         if wish is not None and wish.is_watched:
             raise Conflict(f"what '{name}' serves is decided by the watched folder: put a bundle there")
+
+
+def _is_settled(wish: _Wish, desired: Desired) -> bool:
+    """Whether this is wished already, and did not fail."""
+    before = wish.desired
+    return (before.source, before.change) == (desired.source, desired.change) and wish.error is None
 
 
 def _durable(source: str) -> str:

@@ -20,6 +20,7 @@ from quorum_server.desired import StateFile
 from quorum_server.engine.pool import EnginePool
 from quorum_server.engine.supervised import Engine, SupervisedEngine
 from quorum_server.events import Observer
+from quorum_server.follow import StateFollower
 from quorum_server.member_edits import MemberEditor
 from quorum_server.reconciler import Reconciler
 from quorum_server.registry import Ensemble
@@ -75,10 +76,13 @@ class Runtime:
         self._is_settled = asyncio.Event()
         self._failure: QuorumError | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._following: asyncio.Task[None] | None = None
+        state = StateFile(settings.state) if settings.state else None
+        self._state = state
         self.reconciler = Reconciler(
             self._pool,
             resolve_bundle,
-            StateFile(settings.state) if settings.state else None,
+            state,
             observer,
             settings.bundle_roots,
         )
@@ -151,7 +155,7 @@ class Runtime:
     async def stop(self) -> None:
         """End everything; requests still waiting fail with `NotReady`."""
         await self.reconciler.stop()
-        for task in (self._loading, self._watching, self._scheduling):
+        for task in (self._loading, self._watching, self._following, self._scheduling):
             if task is not None:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
@@ -163,6 +167,9 @@ class Runtime:
         settings = self._settings
         try:
             await self.reconciler.restore(settings.sources)
+            if self._state is not None and settings.state_interval_s is not None:
+                follower = StateFollower(self._state, self.reconciler, settings.state_interval_s)
+                self._following = asyncio.create_task(follower.run())
             if settings.watch is not None:
                 watcher = Watcher(settings.watch, self.reconciler, settings.watch_interval_s)
                 await watcher.look()

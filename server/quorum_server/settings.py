@@ -28,6 +28,9 @@ class Settings(BaseSettings):
     state: Path | None = Field(
         None, description="file that keeps what is to serve; once it is there, it and not `bundle` says what"
     )
+    state_interval_s: float | None = Field(
+        None, gt=0, description="how often a state file that several servers share is read again; never if unset"
+    )
     watch: Path | None = Field(None, description="folder of which the newest bundle of each name serves")
     watch_interval_s: float = Field(5.0, gt=0)
     host: str = "127.0.0.1"
@@ -115,6 +118,8 @@ class Settings(BaseSettings):
     def _check_folders(self) -> Settings:
         if self.state is not None and not self.state.absolute().parent.is_dir():
             raise ValueError(f"state: no such folder: {self.state.parent}")
+        if self.state_interval_s is not None and self.state is None:
+            raise ValueError("state_interval_s needs state")
         if self.watch is not None and not self.watch.is_dir():
             raise ValueError(f"watch: no such folder: {self.watch}")
         return self

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from quorum_server.allowed_sources import SourceNotAllowed
 from quorum_server.desired import Desired, StateFile, StateNotWritten, StateUnreadable
 from quorum_server.engine.messages import EngineLost, Loaded
 from quorum_server.events import Observer
+from quorum_server.follow import StateFollower
 from quorum_server.reconciler import Conflict, Reconciler
 from quorum_server.watch import Watcher
 from tests.server.fake_engine import FakePool
@@ -68,7 +70,7 @@ async def test_seeds_serve_under_their_own_names_and_are_kept(server: Server, bu
     await server.reconciler.restore([str(bundles[0])])
     assert server.num_members() == 1
     source = str(bundles[0])
-    assert server.kept() == {"tiny": {"source": source, "last_good": source, "by_request": False}}
+    assert server.kept() == {"tiny": {"source": source, "last_good": source, "by_request": False, "change": ""}}
     (status,) = server.reconciler.statuses()
     assert (status.state, status.source, status.error) == ("serving", str(bundles[0]), None)
     assert status.version == server.reconciler.registry.get("tiny").version
@@ -144,7 +146,7 @@ async def test_a_restart_serves_what_was_put(server: Server, bundles: list[Path]
 
 
 async def test_when_nothing_of_the_file_can_be_loaded_the_start_fails(server: Server, tmp_path: Path) -> None:
-    StateFile(server.file).write({"tiny": Desired(source=str(tmp_path / "gone"))})
+    StateFile(server.file).edit({"tiny": Desired(source=str(tmp_path / "gone"))}, {})
     with pytest.raises(BundleError, match="gone"):
         await server.reconciler.restore([])
 
@@ -362,3 +364,68 @@ async def test_what_a_request_names_stands_on_an_allowed_backbone_also_after_a_r
     own = Server(tmp_path / "own")
     await own.reconciler.put("tiny", str(bundles[1]))  # the operator's own
     assert own.num_members() == 2
+
+
+async def test_servers_that_share_a_file_serve_the_same(bundles: list[Path], tmp_path: Path) -> None:
+    """Each change is made at one of them; the other one follows at its next look, and undoes nothing."""
+    one, two = Server(tmp_path), Server(tmp_path)
+    await one.reconciler.restore([str(bundles[0])])
+    await two.reconciler.restore(["not looked at"])
+    followers = [StateFollower(StateFile(server.file), server.reconciler, 1.0) for server in (one, two)]
+    await one.reconciler.put("tiny", str(bundles[1]))
+    await two.reconciler.put("other", str(bundles[2]))  # before it has heard of that
+    assert set(two.kept()) == {"tiny", "other"}
+    assert two.kept()["tiny"]["source"] == str(bundles[1])
+    for follower in followers:
+        await follower.look()
+    for server in (one, two):
+        assert [server.num_members(name) for name in ("tiny", "other")] == [2, 3]
+        assert server.kept()["other"]["last_good"] == str(bundles[2])
+    loads = [server.pool.num_loads for server in (one, two)]
+    for follower in followers:
+        await follower.look()  # its own change is none
+    assert [server.pool.num_loads for server in (one, two)] == loads
+    two.reconciler.remove("other")
+    await followers[0].look()
+    with pytest.raises(EnsembleNotFound):
+        one.reconciler.registry.get("other")
+
+
+async def test_a_source_that_has_changed_itself_is_followed_too(bundles: list[Path], tmp_path: Path) -> None:
+    source = tmp_path / "here"
+    shutil.copytree(bundles[0], source)
+    one, two = Server(tmp_path), Server(tmp_path)
+    await one.reconciler.restore([str(source)])
+    await two.reconciler.restore([])
+    shutil.rmtree(source)
+    shutil.copytree(bundles[2], source)
+    await one.reconciler.put("tiny", str(source))
+    await StateFollower(StateFile(two.file), two.reconciler, 1.0).look()
+    assert two.num_members() == 3
+
+
+async def test_what_cannot_be_followed_is_said_and_tried_again(
+    bundles: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two = Server(tmp_path), Server(tmp_path)
+    await one.reconciler.restore([str(bundles[0])])
+    await two.reconciler.restore([])
+    follower = StateFollower(StateFile(two.file), two.reconciler, 1.0)
+    moved = tmp_path / "moved"
+    shutil.copytree(bundles[1], moved)
+    await one.reconciler.put("tiny", str(moved))
+    moved.rename(tmp_path / "not yet here")
+    await follower.look()
+    assert two.num_members() == 1
+    assert two.reconciler.status("tiny").state == "failed"
+    (tmp_path / "not yet here").rename(moved)
+    for _ in range(12):
+        await follower.look()
+    assert two.num_members() == 2
+    assert two.reconciler.status("tiny").state == "serving"
+    two.file.write_text("{")
+    await follower.look()
+    two.file.unlink()
+    await follower.look()
+    assert two.num_members() == 2
+    assert caplog.text.count("cannot be followed") == 2
