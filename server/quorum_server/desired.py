@@ -42,7 +42,7 @@ class Desired(BaseModel):
     """What is to serve under a name.
 
     last_good: what served last, for a restart at which `source` cannot be loaded. by_request: a request named it, so
-    that what it refers to must lie in the allowed folders, after a restart too. change: which change said so: a later one
+    that what it refers to must lie in the allowed folders, after a restart too. change: which one said so: a later one
     may name the same source, which has changed itself.
     """
 
