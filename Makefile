@@ -22,7 +22,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "$(PIP_VERSION)"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[server,trainer,openai,traces,ui,demo]" --group dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[server,trainer,openai,traces,ui,ray,demo]" --group dev --group docs
 	touch $@
 
 serve: install  ## serve the default ensemble on http://127.0.0.1:8000

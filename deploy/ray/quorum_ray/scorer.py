@@ -40,7 +40,7 @@ class Scorer:
         targets: folder of files for Prometheus; None for no metrics port.
     """
 
-    async def __init__(self, settings: dict[str, Any], targets: str | None = None) -> None:
+    async def __init__(self, settings: dict[str, Any], targets: str | None = None) -> None:  # type: ignore[misc]
         """Ready when it returns: Ray sends no requests before."""
         configure_logging("info")
         self._stack = contextlib.AsyncExitStack()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from quorum_ray.affinity import affinity_key
 from quorum_ray.messages import Request
 from quorum_ray.scaling import replicas_for
+from quorum_server.settings import Settings
 
 MESSAGES = [{"role": "user", "content": "How do I make tea?"}]
 
@@ -70,3 +73,15 @@ def test_only_what_comes_to_the_same_is_asked_again(method: str, target: str, ex
 )
 def test_replicas_follow_the_queue_and_leave_one_by_one(queued: float, current: int, expected: int) -> None:
     assert replicas_for(queued, 100, current) == expected
+
+
+def test_the_committed_deployment_is_one() -> None:
+    """Its arguments are options, and its settings are the server's."""
+    pytest.importorskip("ray.serve", reason="Ray is not installed (extra ray)")
+    from quorum_ray.application import Options
+
+    config = yaml.safe_load((Path(__file__).parents[3] / "deploy/ray/serve.yaml").read_text())
+    (application,) = config["applications"]
+    options = Options(**application["args"])
+    assert set(options.settings) <= set(Settings.model_fields)
+    assert application["import_path"] == "quorum_ray.application:build"
