@@ -10,7 +10,7 @@ GENERATOR_ARGS ?=
 PIP_VERSION := pip>=25.1,<26
 TESTS ?= tests
 
-.PHONY: install serve stack test test-slow test-queries test-contract contract-clients kubectl generator generator-env experiments-bon experiments-ppo lint format check clean help
+.PHONY: install serve stack test test-slow test-queries test-contract docs contract-clients kubectl generator generator-env experiments-bon experiments-ppo lint format check clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,9 @@ test-slow: install  ## the tests that take longer
 # Several minutes of a real Prometheus; part of test-slow.
 test-queries: install  ## every panel, rule and alert against a real Prometheus and server
 	$(BIN)/python -m pytest -rs tests/deploy/live
+
+docs: install  ## the documentation's site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 contract-clients: $(CLIENTS)/bin/.installed  ## set up the environment of other trainers' own code
 
