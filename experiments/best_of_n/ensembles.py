@@ -98,7 +98,8 @@ def _parts(noise: int, kind: str, texts: Texts) -> list[Scores]:
 
 
 _NUM_LAYERS, _ADAPTED = 6, 2
-_HEAD_PARAMETERS = 384
+_HEAD_PARAMETERS = 384 * 384 + 384 + 384 + 1
+"""Of a member: BERT's head is a dense layer and a linear one."""
 
 
 def _cost(kind: str, size: int, parts: list[Scores], noise: int, texts: Texts) -> Cost:
@@ -122,6 +123,7 @@ def _cost(kind: str, size: int, parts: list[Scores], noise: int, texts: Texts) -
         return Cost(first["seconds"] + trained + (seconds or 0.0), parameters, megabytes, 1.0)
     passes = (_NUM_LAYERS - _ADAPTED + size * _ADAPTED) / _NUM_LAYERS
     before = 0.0 if kind == "alone" else first["seconds"]
-    shared = 0.0 if kind == "alone" else float(first["parameters"])  # the shared adapter, which every member needs
+    # The shared adapter, which every member needs.
+    shared = 0.0 if kind == "alone" else float(first["parameters"] - NUM_LORA * _HEAD_PARAMETERS)
     own = (parameters - shared) / members * size + shared
     return Cost(seconds and before + seconds / members * size, own, megabytes / parameters * own, passes)

@@ -22,7 +22,8 @@ from quorum_trainer.evaluation.reliability import reliability
 class PairKnowledge:
     """On one set of pairs. ece: with tau from the selection pairs. AUROCs against the mean being wrong; None for K = 1.
 
-    by_z: of std / |mean margin|. by_closeness: of -|mean margin| alone.
+    by_z: of std / |mean margin|. by_closeness: of -|mean margin| alone. correlation: of two members' margins, a mean
+    over pairs of them; None for K = 1.
     """
 
     num_pairs: int
@@ -33,6 +34,7 @@ class PairKnowledge:
     by_std: float | None
     by_z: float | None
     by_closeness: float
+    correlation: float | None
 
 
 def on_pairs(ensemble: Ensemble, texts: Texts, name: str) -> PairKnowledge:
@@ -56,6 +58,7 @@ def on_pairs(ensemble: Ensemble, texts: Texts, name: str) -> PairKnowledge:
         by_std=None if stds is None else _mean_auroc(means <= 0, stds),
         by_z=None if stds is None else _mean_auroc(means <= 0, stds / np.maximum(np.abs(means), 1e-12)),
         by_closeness=_mean_auroc(means <= 0, -np.abs(means)),
+        correlation=float(np.mean([_mean_correlation(margin) for margin in margins])) if many else None,
     )
 
 
@@ -74,6 +77,12 @@ def _margins(ensemble: Ensemble, rows: Sequence[tuple[str, int, int]]) -> FloatA
     """Shape (D, K, P)."""
     chosen, rejected = [row[1] for row in rows], [row[2] for row in rows]
     return ensemble.members[:, :, chosen] - ensemble.members[:, :, rejected]
+
+
+def _mean_correlation(margins: FloatArray) -> float:
+    """Over pairs of members; margins: (K, P)."""
+    between = np.corrcoef(margins)
+    return float(between[np.triu_indices(len(between), 1)].mean())
 
 
 def _right(margins: FloatArray) -> FloatArray:
