@@ -104,6 +104,22 @@ def test_nobody_comes_in_without_a_key(url: str) -> None:
     assert httpx.post(f"{url}/ui/gradio_api/queue/join", json={}).status_code == 401
 
 
+def test_bodies_are_bounded(url: str) -> None:
+    headers = {"Authorization": f"Bearer {KEY}"}
+    join = f"{url}/ui/gradio_api/queue/join"
+    assert httpx.post(join, content=b" " * (9 * 2**20), headers=headers).status_code == 413
+
+    def chunks() -> Iterator[bytes]:
+        yield from (b" " * 2**20 for _ in range(12))
+
+    try:
+        status = httpx.post(join, content=chunks(), headers=headers).status_code
+    except httpx.TransportError:
+        status = 400  # it hung up
+    assert 400 <= status < 600
+    assert httpx.get(f"{url}/readyz").status_code == 200
+
+
 def test_ranks_as_the_server_does_and_anew_as_mode_and_beta_move(page: Any, url: str) -> None:
     answer = ask(url, "/rank", {"prompt": PROMPT, "candidates": CANDIDATES, "center": "group"})
     members = np.array([result["members"] for result in answer["results"]]).T
@@ -180,4 +196,4 @@ def test_shows_the_server_as_it_is(page: Any, url: str) -> None:
     page.wait_for_selector("#load img")
     text = httpx.get(f"{url}/metrics", headers={"Authorization": f"Bearer {KEY}"}).text
     routes = set(re.findall(r'quorum_requests_total\{[^}]*route="([^"]*)"', text))
-    assert routes <= {"/ui", "/score", "/rank", "/compare", "/metrics", "none"}, routes
+    assert routes <= {"/ui", "/score", "/rank", "/compare", "/metrics", "/readyz", "none"}, routes

@@ -1,4 +1,4 @@
-"""Puts the playground into the application, at /ui."""
+"""Puts the playground into the application, at /ui, its bodies bounded as everybody's."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import os
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from quorum_client.errors import MissingExtra
+from quorum_client.errors import MissingExtra, RequestTooLarge
+from quorum_server.errors import error_response
 
 if TYPE_CHECKING:
     from quorum_server.limits import Limits
@@ -41,3 +44,38 @@ def add_playground(app: FastAPI, runtime: Runtime, limits: Limits, metrics: Metr
         ssr_mode=False,
         enable_monitoring=False,
     )
+    mounted = next(route for route in app.routes if getattr(route, "path", None) == PATH)
+    mounted.app = BoundedBody(mounted.app, limits.max_body_bytes)  # type: ignore[attr-defined]
+
+
+class BoundedBody:
+    """Keeps bodies within bounds that the mounted application does not have: 413, or the end where no length was given.
+
+    Args:
+        app: any ASGI application.
+        max_bytes: of a body.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        length = Headers(scope=scope).get("content-length", "0")
+        if not length.isdecimal() or int(length) > self._max_bytes:
+            error = RequestTooLarge(f"a request's body may have {self._max_bytes} bytes")
+            await error_response(error, scope["state"]["request_id"])(scope, receive, send)
+            return
+        seen = 0
+
+        async def bounded() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            return message if seen <= self._max_bytes else {"type": "http.disconnect"}
+
+        await self._app(scope, bounded, send)
