@@ -45,10 +45,12 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     """The application of these `Options`.
 
     Raises:
-        pydantic.ValidationError: they are none.
+        ValueError: they are none, or ask for what the ingress cannot pass (also pydantic's ValidationError).
     """
     options = Options(**arguments)
     settings = Settings(**options.settings)  # refused here, and not in every replica
+    if settings.ui:
+        raise ValueError("settings: the playground needs answers that go on, which the ingress does not pass")
     scaling = AutoscalingConfig(
         min_replicas=options.min_replicas,
         max_replicas=options.max_replicas,
