@@ -18,8 +18,9 @@ from quorum_model.bundle.edit import Fitted, put_member, remove_member
 from quorum_model.bundle.read import Bundle, read_bundle
 from quorum_model.errors import BundleError
 from quorum_server.loading import Resolve, read_source
-from quorum_server.reconciler import Conflict, Reconciler
+from quorum_server.reconciler import Reconciler
 from quorum_server.registry import Ensemble
+from quorum_server.wishes import Conflict
 
 Edit = Callable[[Bundle, Path], Bundle]
 

@@ -15,12 +15,12 @@ import time
 import uuid
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from quorum_client.ensemble_types import EnsembleStatus
-from quorum_client.errors import EnsembleNotFound, InternalError, InvalidRequest, QuorumError
+from quorum_client.errors import InternalError, InvalidRequest, QuorumError
 from quorum_client.types import ItemError
 from quorum_model.bundle.read import Bundle
 from quorum_server.allowed_sources import check_backbone
@@ -28,27 +28,11 @@ from quorum_server.desired import Desired, StateFile
 from quorum_server.events import Observer
 from quorum_server.loading import LoadingEngine, Resolve, load_ensemble, read_source
 from quorum_server.registry import Ensemble, Registry
+from quorum_server.wishes import Conflict, Wish, Wishes
 
 logger = logging.getLogger(__name__)
 
 _Outcome = TypeVar("_Outcome")
-
-
-class Conflict(QuorumError):
-    """Another change, or a watched folder, decides what this name serves."""
-
-    code = "conflict"
-    status = 409
-
-
-@dataclass(frozen=True, slots=True)
-class _Wish:
-    """What a name is to serve. error: why it does not. is_watched: whether a watched folder says so."""
-
-    desired: Desired
-    is_watched: bool = False
-    is_loading: bool = True
-    error: QuorumError | None = None
 
 
 class Reconciler:
@@ -73,16 +57,15 @@ class Reconciler:
         self._engine = engine
         self._roots = roots
         self._resolve = resolve
-        self._state = state
         self._observer = observer or Observer()
-        self._wishes: dict[str, _Wish] = {}
+        self._wishes = Wishes(state)
         self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self.registry = Registry(self._free_when_idle)
 
     def statuses(self) -> list[EnsembleStatus]:
         """Desired and actual, by name."""
-        return [self.status(name) for name in sorted(self._wishes)]
+        return [self.status(name) for name in self._wishes.names()]
 
     def status(self, name: str) -> EnsembleStatus:
         """Desired and actual of one name.
@@ -90,7 +73,7 @@ class Reconciler:
         Raises:
             EnsembleNotFound: nothing is desired under it.
         """
-        wish = self._wish(name)
+        wish = self._wishes.get(name)
         serving = self._serving(name)
         # What was served is not there any more: an engine was restarted, and the bundle is not what it was.
         error = wish.error or (self._engine.missing(serving.version) if serving else None)
@@ -114,12 +97,13 @@ class Reconciler:
         Raises:
             QuorumError: a source cannot be loaded, or nothing of the state file can.
         """
-        kept = self._state.read() if self._state else None
+        kept = self._wishes.read()
         if kept is None:
             await self._seed(sources)
             return
         logger.info("what serves is read from the state file; the bundles of the command line are for its first start")
-        self._wishes = {name: _Wish(desired) for name, desired in kept.items()}
+        for name, desired in kept.items():
+            self._wishes.follow(name, Wish(desired))
         errors = [error for name in kept if (error := await self._restore_one(name)) is not None]
         if errors and not self.registry.list():
             raise errors[0]
@@ -127,18 +111,17 @@ class Reconciler:
     async def _seed(self, sources: Sequence[str]) -> None:
         bundles = [await read_source(source, self._resolve) for source in sources]
         wishes = {
-            bundle.manifest.name: _Wish(Desired(source=_durable(source)))
+            bundle.manifest.name: Wish(Desired(source=_durable(source)))
             for source, bundle in zip(sources, bundles, strict=True)
         }
         if len(wishes) < len(sources):
             raise InvalidRequest("two of the bundles have the same name")
-        self._keep(wishes)
-        self._wishes = wishes
+        self._wishes.keep(wishes)
         for (name, wish), bundle in zip(wishes.items(), bundles, strict=True):
             await self._follow(name, wish, bundle)
 
     async def _restore_one(self, name: str) -> QuorumError | None:
-        wish = self._wishes[name]
+        wish = self._wishes.get(name)
         try:
             await self._follow(name, wish)
         except QuorumError as error:
@@ -169,15 +152,14 @@ class Reconciler:
             StateNotWritten: nothing has changed.
             BundleError: the bundle cannot be used; what served before serves on.
         """
-        self._refuse_watched(name)
-        before = self._wishes.get(name)
+        self._wishes.refuse_watched(name)
+        before = self._wishes.find(name)
         last_good = before.desired.last_good if before else None
         desired = Desired(
             source=_durable(source), last_good=last_good, by_request=by_request, change=uuid.uuid4().hex[:12]
         )
-        wish = _Wish(desired)
-        self._keep({name: wish})
-        self._wishes[name] = wish
+        wish = Wish(desired)
+        self._wishes.keep({name: wish})
         change = self._start(self._follow(name, wish))
         # A caller that leaves does not undo the change.
         return await asyncio.shield(change) if wait else None
@@ -190,10 +172,10 @@ class Reconciler:
             Conflict: a watched folder decides.
             StateNotWritten: nothing has changed.
         """
-        self._wish(name)
-        self._refuse_watched(name)
-        self._keep({name: None})
-        self._drop(name)
+        self._wishes.get(name)
+        self._wishes.refuse_watched(name)
+        self._wishes.keep({name: None})
+        self.registry.remove(name)
 
     async def watched(self, name: str, path: Path) -> None:
         """Serve the bundle in `path` under `name`, as a watched folder says.
@@ -201,8 +183,8 @@ class Reconciler:
         Raises:
             BundleError: the bundle cannot be used; what served before serves on.
         """
-        wish = _Wish(Desired(source=str(path)), is_watched=True)
-        self._wishes[name] = wish
+        wish = Wish(Desired(source=str(path)), is_watched=True)
+        self._wishes.follow(name, wish)
         await self._follow(name, wish)
 
     async def adopt(self, kept: Mapping[str, Desired]) -> None:
@@ -211,12 +193,15 @@ class Reconciler:
         Args:
             kept: the whole of it. What a watched folder decides is left alone.
         """
-        for name in [name for name, wish in self._wishes.items() if not wish.is_watched and name not in kept]:
-            self._drop(name)
+        for name in self._wishes.followed():
+            if name not in kept:
+                self._wishes.follow(name, None)
+                self.registry.remove(name)
         for name, desired in kept.items():
-            wish = self._wishes.get(name)
-            if wish is None or not (wish.is_watched or _is_settled(wish, desired)):
-                self._wishes[name] = wish = _Wish(desired)
+            wish = self._wishes.find(name)
+            if wish is None or not (wish.is_watched or wish.is_settled(desired)):
+                wish = Wish(desired)
+                self._wishes.follow(name, wish)
                 with suppress(QuorumError):
                     await self._follow(name, wish)
 
@@ -226,27 +211,27 @@ class Reconciler:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _follow(self, name: str, wish: _Wish, bundle: Bundle | None = None) -> Ensemble:
+    async def _follow(self, name: str, wish: Wish, bundle: Bundle | None = None) -> Ensemble:
         """Load what is wished and swap it in, in its turn."""
         async with self._turn:
-            if self._wishes.get(name) is not wish:
+            if self._wishes.find(name) is not wish:
                 raise Conflict(f"a later change of '{name}' came before this one's turn")
             started_s = time.monotonic()
             try:
                 ensemble = await self._load(name, wish.desired, bundle)
             except Exception as error:
                 ours = error if isinstance(error, QuorumError) else InternalError(f"{type(error).__name__}: {error}")
-                self._settle(name, wish, replace(wish, is_loading=False, error=ours))
+                self._wishes.settle(name, wish, replace(wish, is_loading=False, error=ours))
                 self._observer.swap_finished(name, None, time.monotonic() - started_s, ours.code)
                 logger.error("'%s' cannot serve %s: %s: %s", name, wish.desired.source, ours.code, ours.message,
                              exc_info=error if ours is not error else None)  # fmt: skip
                 raise ours from error
-            if self._wishes.get(name) is not wish:
+            if self._wishes.find(name) is not wish:
                 self._free_when_idle(ensemble.version)
                 raise Conflict(f"'{name}' was changed again while this was loaded")
             self.registry.put(ensemble)
             desired = wish.desired.model_copy(update={"last_good": wish.desired.source})
-            self._settle(name, wish, replace(wish, desired=desired, is_loading=False))
+            self._wishes.settle(name, wish, replace(wish, desired=desired, is_loading=False))
             elapsed_s = time.monotonic() - started_s
             self._observer.swap_finished(name, ensemble.version, elapsed_s, None)
             logger.info("'%s' serves version %s after %.1f s", name, ensemble.version, elapsed_s)
@@ -260,31 +245,6 @@ class Reconciler:
             check_backbone(bundle, self._roots, in_use)
         same = self.registry.find(bundle.version)
         return await load_ensemble(name, source, bundle, self._engine, same.loaded if same else None)
-
-    def _settle(self, name: str, wish: _Wish, settled: _Wish) -> None:
-        if self._wishes.get(name) is not wish:
-            return  # a later change has its own outcome
-        self._wishes[name] = settled
-        try:
-            if self._state is not None and settled.is_watched:
-                self._keep({name: None})
-            elif self._state is not None:
-                self._state.settle(name, settled.desired)
-        except QuorumError as error:  # it names the right source already; only the last good one is out of date
-            logger.error("%s", error.message)
-
-    def _keep(self, changes: Mapping[str, _Wish | None]) -> None:
-        """Have the state file say this; only then may it be wished. None: nothing under this name."""
-        if self._state is not None:
-            # What a watched folder says is read from there again.
-            kept = {name: wish.desired for name, wish in self._wishes.items() if not wish.is_watched}
-            self._state.edit(
-                {name: None if wish is None else wish.desired for name, wish in changes.items()}, otherwise=kept
-            )
-
-    def _drop(self, name: str) -> None:
-        del self._wishes[name]
-        self.registry.remove(name)
 
     def _free_when_idle(self, version: str) -> None:
         """Free a version's weights, in its turn, unless it serves again by then."""
@@ -306,22 +266,6 @@ class Reconciler:
 
     def _serving(self, name: str) -> Ensemble | None:
         return next((ensemble for ensemble in self.registry.list() if ensemble.name == name), None)
-
-    def _wish(self, name: str) -> _Wish:
-        if name not in self._wishes:
-            raise EnsembleNotFound("no ensemble of this name is desired here; GET /v1/ensembles lists them")
-        return self._wishes[name]
-
-    def _refuse_watched(self, name: str) -> None:
-        wish = self._wishes.get(name)
-        if wish is not None and wish.is_watched:
-            raise Conflict(f"what '{name}' serves is decided by the watched folder: put a bundle there")
-
-
-def _is_settled(wish: _Wish, desired: Desired) -> bool:
-    """Whether this is wished already, and did not fail."""
-    before = wish.desired
-    return (before.source, before.change) == (desired.source, desired.change) and wish.error is None
 
 
 def _durable(source: str) -> str:

@@ -21,8 +21,9 @@ from quorum_server.desired import Desired, StateFile, StateNotWritten, StateUnre
 from quorum_server.engine.messages import EngineLost, Loaded
 from quorum_server.events import Observer
 from quorum_server.follow import StateFollower
-from quorum_server.reconciler import Conflict, Reconciler
+from quorum_server.reconciler import Reconciler
 from quorum_server.watch import Watcher
+from quorum_server.wishes import Conflict
 from tests.server.fake_engine import FakePool
 from tests.server.tiny_bundle import make_fake_bundle
 
