@@ -17,6 +17,7 @@ import pytest
 from quorum_client.client import Client
 from quorum_client.types import ScoreRequest
 from quorum_model.local import LocalScorer
+from quorum_server.benchmark.swap import growth_of
 from tests.integration.server_process import REAL_ENGINE, ServerProcess, server
 from tests.server.tiny_bundle import make_bert_bundle
 
@@ -119,8 +120,7 @@ def test_200_swaps_by_64_clients_with_level_memory(versions: list[Version]) -> N
                 swap(http, versions[number % 2])
                 memory.append(sum(anonymous_bytes(pid) for pid in (running.process.pid, running.engine.pid)))
     assert set(swapping.seen) == {one.version for one in versions}
-    slope, level = np.polyfit(np.arange(150), memory[50:], 1)
-    growth = 150 * slope / level
+    growth = growth_of(memory[50:])
     p99 = [float(np.quantile(load.latencies_s, 0.99)) for load in (still, swapping)]
     levels = [memory[number] >> 20 for number in (0, 50, 125, 199)]
     print(f"memory {levels} MiB, {growth:+.2%} over 150 swaps; p99 {p99[0]:.3f} s still, {p99[1]:.3f} s while swapping")

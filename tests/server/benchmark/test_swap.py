@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from quorum_server.benchmark.processes import ServerProcess
-from quorum_server.benchmark.swap import swap_figures
+from quorum_server.benchmark.swap import growth_of, swap_figures
 from tests.server.benchmark.run_bench import run_bench
 
 
@@ -45,3 +46,12 @@ def test_all_of_it_on_a_tiny_backbone(backbone: Path) -> None:
     assert result["answers"]["swapping"] == sum(result["answers_by_version"].values())
     assert result["swap_s"]["max"] > 0
     assert result["memory_growth_of_swaps"] == 3
+
+
+def test_one_step_of_the_heap_is_no_leak() -> None:
+    noise = np.random.default_rng(0).normal(0, 2**16, 150)
+    level = np.full(150, 1000 * 2**20) + noise
+    stepped = level + np.where(np.arange(150) >= 70, 8 * 2**20, 0)
+    leaking = level + np.arange(150) * 100 * 2**10  # 100 KiB a swap: 1.5 % in all
+    assert abs(growth_of(stepped.astype(int).tolist())) < 0.001
+    assert growth_of(leaking.astype(int).tolist()) == pytest.approx(150 * 100 / 1000 / 1024, rel=0.05)
