@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -160,9 +161,8 @@ def run(settings: Settings, make_engine: Callable[[], Engine] | None = None) -> 
             f"whoever reaches {settings.host} could use this server: give --api-keys-file FILE, "
             "or --allow-anonymous where the network is closed to others"
         )
-    serving = _serve(
-        uvicorn.Server(config), app.state.runtime, listener, settings.drain_s, _curl_options(app, settings)
-    )
+    greet = partial(welcome, curl_options=_curl_options(app, settings), has_playground=settings.ui)
+    serving = _serve(uvicorn.Server(config), app.state.runtime, listener, settings.drain_s, greet)
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         return runner.run(serving)
 
@@ -193,7 +193,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 async def _serve(
-    server: uvicorn.Server, runtime: Runtime, listener: socket.socket, drain_s: float, curl_options: Sequence[str]
+    server: uvicorn.Server, runtime: Runtime, listener: socket.socket, drain_s: float, greet: Callable[..., str]
 ) -> int:
     """Serve until a signal, then drain; a second signal ends at once."""
     loop = asyncio.get_running_loop()
@@ -214,7 +214,7 @@ async def _serve(
         await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             scheme = "https" if server.config.is_ssl else "http"
-            print(welcome(loading.result(), address[0], address[1], scheme, curl_options), flush=True)
+            print(greet(loading.result(), address[0], address[1], scheme), flush=True)
         await serving
     except QuorumError as error:
         print(f"error: {error.code}: {error.message}", file=sys.stderr, flush=True)
@@ -247,7 +247,13 @@ def _curl_options(app: FastAPI, settings: Settings) -> list[str]:
 
 
 def welcome(
-    ensembles: Sequence[Ensemble], host: str, port: int, scheme: str = "http", curl_options: Sequence[str] = ()
+    ensembles: Sequence[Ensemble],
+    host: str,
+    port: int,
+    scheme: str = "http",
+    *,
+    curl_options: Sequence[str] = (),
+    has_playground: bool = False,
 ) -> str:
     """What a ready server prints: its address, and a curl line that works as it stands."""
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared with, not bound to
@@ -258,6 +264,8 @@ def welcome(
         for one in ensembles
     ] or [f"Quorum serves nothing yet at {url}"]
     lines.append(f"Documentation: {url}/docs")
+    if has_playground:
+        lines.append(f"Playground: {url}/ui")
     if ensembles:
         example = EXAMPLE if len(ensembles) == 1 else EXAMPLE | {"ensemble": ensembles[0].name}
         curl = " ".join(["curl -s", *curl_options])

@@ -183,6 +183,8 @@ async def test_the_welcome_holds_an_address_and_a_command_that_parses(
     several = command.welcome([await load_with_fake(fake_bundle, "one"), ensemble], host, 81)
     assert ScoreRequest.model_validate(json.loads(shlex.split(several.splitlines()[-1])[4])).ensemble == "one"
     assert "curl" not in command.welcome([], host, 81)
+    assert f"\nPlayground: {address}/ui\n" in command.welcome([ensemble], host, 81, has_playground=True)
+    assert "/ui" not in text
 
 
 def test_several_bundles_are_flags_or_commas(
