@@ -52,16 +52,29 @@ def save_policy(folder: Path) -> None:
     fast.save_pretrained(folder)
 
 
+def kill_generator(port: int) -> None:
+    """The one on this port, with its children, as a machine that is gone."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.cmdline()[-1:] == [f"--port={port}"]:
+                for one in [*process.children(recursive=True), process]:
+                    one.kill()
+                process.wait(30)
+                return
+    raise AssertionError(f"no generator on port {port}")
+
+
 @contextlib.contextmanager
-def generator(policy: Path, python: Path) -> Iterator[str]:
-    """Serve a policy as `base`, with LoRA; yields the base URL and leaves no process behind."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+def generator(policy: Path, python: Path, port: int = 0) -> Iterator[str]:
+    """Serve a policy as `base`, with LoRA; yields the base URL and leaves no process behind. port: 0 for a free one."""
+    if port == 0:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
     command = [
         str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(policy), "--served-model-name", "base",
-        "--host", "127.0.0.1", "--port", str(port), "--max-model-len", str(MAX_LENGTH), "--max-num-seqs", "32",
+        "--host", "127.0.0.1", "--max-model-len", str(MAX_LENGTH), "--max-num-seqs", "32",
         "--enable-lora", "--max-loras", "2", "--max-lora-rank", "8", "--dtype", "float32", "--enforce-eager",
-        "--no-enable-chunked-prefill",
+        "--no-enable-chunked-prefill", f"--port={port}",
     ]  # fmt: skip
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environ = kept | {

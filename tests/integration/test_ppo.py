@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from tests.integration.generator_process import generator, generator_python, save_policy
+from tests.integration.generator_process import generator, generator_python, kill_generator, save_policy
 from tests.integration.server_process import REAL_ENGINE, server
 
 PYTHON = generator_python()
@@ -81,6 +83,11 @@ def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
     return dict(json.loads(out.splitlines()[-1]))
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
 def lines_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
@@ -129,6 +136,48 @@ def test_a_killed_run_goes_on_and_asks_for_nothing_twice(world: dict[str, Any], 
     assert again.startswith(whole)
     drawn = [json.loads(line)["place"] for line in again.splitlines() if json.loads(line)["kind"] == "draws"]
     assert sorted(drawn) == list(range(8))
+    assert max(line["kl/generator"] for line in lines) < 1e-4
+
+
+def in_the_middle_of(world: dict[str, Any], name: str, process: subprocess.Popen[str], kind: bytes) -> None:
+    """Wait until step 2 has heard of its first completions or rewards."""
+    path = world["folder"] / f"{name}.run" / "journal" / "000002.jsonl"
+    deadline = time.monotonic() + 300
+    while not path.exists() or kind not in path.read_bytes():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_reward_server_that_is_killed_and_comes_back_costs_nothing(world: dict[str, Any]) -> None:
+    port = free_port()
+    with server(REAL_ENGINE, "default", port) as first:
+        process = start(world, "server-killed", steps=5, reward={"url": first.url, "deadline_s": 120})
+        in_the_middle_of(world, "server-killed", process, b"draws")
+        for one in [*first.engines, psutil.Process(first.process.pid)]:
+            one.kill()
+        first.process.wait(30)
+        time.sleep(2)  # so that somebody asks while nobody is there
+        with server(REAL_ENGINE, "default", port):
+            finish(process)
+    lines = lines_of(world["folder"] / "server-killed")
+    assert [line["step"] for line in lines] == list(range(5))
+    assert len({version for line in lines for version in line["versions"]}) == 1
+
+
+def test_a_generator_that_is_killed_and_comes_back_gets_the_adapter_again(world: dict[str, Any]) -> None:
+    """It comes back with nothing but its own model; the completions after that are of the adapter as before."""
+    port = free_port()
+    assert PYTHON is not None
+    with generator(world["policy"], PYTHON, port) as url:
+        options = {**world["config"]["generator"], "url": url, "deadline_s": 400}
+        process = start(world, "generator-killed", steps=5, generator=options)
+        in_the_middle_of(world, "generator-killed", process, b"draws")
+        kill_generator(port)
+        with generator(world["policy"], PYTHON, port):
+            finish(process)
+    lines = lines_of(world["folder"] / "generator-killed")
+    assert [line["step"] for line in lines] == list(range(5))
     assert max(line["kl/generator"] for line in lines) < 1e-4
 
 
