@@ -1,4 +1,4 @@
-"""The application, as Ray Serve starts it: `serve run quorum_ray.application:build bundle=default`."""
+"""The application, as Ray Serve starts it: `serve run quorum_ray.application:build`, with `Options` as arguments."""
 
 from __future__ import annotations
 
