@@ -135,7 +135,7 @@ def _of_five(entries: Sequence[dict[str, Any]], kinds: Sequence[str]) -> list[di
 
 
 def _modes(entries: Sequence[dict[str, Any]]) -> str:
-    chosen = _of_five(entries, ("singles", "linear", "lora"))
+    chosen = _of_five(entries, ("singles", "linear", "lora", "alone"))
     if not chosen:
         return "-"
     head = ["scoring", *(f"{entry['kind']}, noise {entry['noise']}" for entry in chosen)]

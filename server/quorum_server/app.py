@@ -8,6 +8,7 @@ Knows nothing of processes' arguments, printing or signals; see `quorum_server.c
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -16,6 +17,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from huggingface_hub import constants as hub_constants
 
 from quorum_client.generation import Generator
 from quorum_server.engine.process import EngineProcess
@@ -47,6 +49,7 @@ def create_app(settings: Settings, make_engine: Callable[[], Engine] | None = No
         InvalidRequest: the generator's address is none.
         MissingExtra: OpenAI's SDK, OpenTelemetry or Gradio is asked for and not installed.
     """
+    _forbid_telemetry()
     listed = None if settings.api_keys is None else settings.api_keys.get_secret_value()
     keys = load_keys(listed, settings.api_keys_file)
     make_engine = make_engine or partial(
@@ -120,6 +123,12 @@ def _document_keys(openapi: dict[str, Any]) -> None:
         for method, operation in operations.items():
             if right_needed(method.upper(), path) is None:
                 operation["security"] = []
+
+
+def _forbid_telemetry() -> None:
+    """Switch off what libraries would tell their makers, here and in the engines' processes."""
+    os.environ.update(DO_NOT_TRACK="1", HF_HUB_DISABLE_TELEMETRY="1", GRADIO_ANALYTICS_ENABLED="False")
+    hub_constants.HF_HUB_DISABLE_TELEMETRY = True  # it read the environment when it was imported
 
 
 @asynccontextmanager

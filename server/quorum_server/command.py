@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
-import os
 import shlex
 import signal
 import socket
@@ -23,7 +22,6 @@ from typing import Annotated, Any
 import typer
 import uvicorn
 from fastapi import FastAPI
-from huggingface_hub import constants as hub_constants
 from pydantic import ValidationError
 
 from quorum_client.errors import QuorumError
@@ -134,7 +132,6 @@ def run(settings: Settings, make_engine: Callable[[], Engine] | None = None) -> 
         The exit status: 0 after a signal, 1 where the address is taken or must not be taken, where keys, certificate
         or ensemble cannot be loaded.
     """
-    _forbid_telemetry()
     try:
         app = create_app(settings, make_engine)
     except QuorumError as error:
@@ -170,12 +167,6 @@ def run(settings: Settings, make_engine: Callable[[], Engine] | None = None) -> 
 def _fail(reason: str) -> int:
     print(f"error: {reason}", file=sys.stderr, flush=True)
     return 1
-
-
-def _forbid_telemetry() -> None:
-    """Switch off what libraries would tell their makers, here and in the engine's process."""
-    os.environ.update(DO_NOT_TRACK="1", HF_HUB_DISABLE_TELEMETRY="1", GRADIO_ANALYTICS_ENABLED="False")
-    hub_constants.HF_HUB_DISABLE_TELEMETRY = True  # it read the environment when it was imported
 
 
 def _is_loopback(listener: socket.socket) -> bool:

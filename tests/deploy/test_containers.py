@@ -149,6 +149,9 @@ def test_a_pod_is_probed_drained_and_locked_up(objects: dict[str, dict[str, Any]
     assert wait_s + int(variables["QUORUM_DRAIN_S"]) + _CLOSE_S < pod["terminationGracePeriodSeconds"]
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
     assert pod["securityContext"]["runAsNonRoot"] is True
+    # A Service called quorum would set QUORUM_PORT, a setting of the server, to an address.
+    assert objects["Service"]["metadata"]["name"] == "quorum"
+    assert pod["enableServiceLinks"] is False
     mounts = {one["mountPath"] for one in container["volumeMounts"]}
     assert {"/tmp", "/var/lib/quorum", "/var/cache/quorum", variables["QUORUM_WATCH"]} <= mounts
     assert any(variables["QUORUM_API_KEYS_FILE"].startswith(f"{mount}/") for mount in mounts)

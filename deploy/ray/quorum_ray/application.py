@@ -49,6 +49,8 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     """
     options = Options(**arguments)
     settings = Settings(**options.settings)  # refused here, and not in every replica
+    if settings.api_keys is None and settings.api_keys_file is None and not settings.allow_anonymous:
+        raise ValueError("settings: whoever reaches the cluster could use this: give api_keys_file, or allow_anonymous")
     if settings.ui:
         raise ValueError("settings: the playground needs answers that go on, which the ingress does not pass")
     scaling = AutoscalingConfig(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
@@ -26,7 +25,6 @@ def add_playground(app: FastAPI, runtime: Runtime, limits: Limits, metrics: Metr
     Raises:
         MissingExtra: Gradio is not installed.
     """
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # it asks another machine at import otherwise
     try:
         import gradio
 

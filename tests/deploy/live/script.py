@@ -204,7 +204,7 @@ class Script:
         texts = [f"{_LONG} {self._seed} {index}" for index in range(24)]
         with ThreadPoolExecutor(1) as thread:
             first = thread.submit(self._score, texts, "")
-            while self._in_flight() < MAX_QUEUED_TOKENS / 2:
+            while self._queued_tokens() < MAX_QUEUED_TOKENS / 2:
                 pass
             items = [{"prompt": "x", "response": text} for text in texts]
             self._send("POST", "/score", 429, {"inputs": items, "ensemble": "default"})
@@ -212,7 +212,7 @@ class Script:
         self._book.add("quorum_rejections_total", reason="queue_tokens")
         self._book.add("quorum_tokenize_seconds_count", ensemble="default")
 
-    def _in_flight(self) -> float:
+    def _queued_tokens(self) -> float:
         text = httpx.get(f"{self._server.url}/metrics").text
         return float(next(line.split()[1] for line in text.splitlines() if line.startswith("quorum_queued_tokens ")))
 

@@ -85,3 +85,14 @@ def test_the_committed_deployment_is_one() -> None:
     options = Options(**application["args"])
     assert set(options.settings) <= set(Settings.model_fields)
     assert application["import_path"] == "quorum_ray.application:build"
+
+
+def test_a_cluster_is_not_opened_by_mistake() -> None:
+    """As `quorum serve` beyond loopback: with keys, or where somebody says that it may be open."""
+    pytest.importorskip("ray.serve", reason="Ray is not installed (extra ray)")
+    from quorum_ray.application import build
+
+    with pytest.raises(ValueError, match="api_keys_file"):
+        build({})
+    with pytest.raises(ValueError, match="playground"):
+        build({"settings": {"allow_anonymous": True, "ui": True}})
