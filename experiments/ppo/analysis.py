@@ -23,6 +23,8 @@ from quorum_trainer.evaluation.palette import COLOURS
 
 Figures = dict[str, Any]
 _SERIES = ("reward/score", "reward/gold", "uncertainty/std", "kl/reference")
+_EQUAL_KL = (4, 16, 32)
+"""The n of Best-of-N at whose KL the policies are compared with it."""
 
 
 def analyse(results: Path) -> Figures:
@@ -50,8 +52,10 @@ def _of_run(lines: list[Figures], window: int) -> Figures:
     }
     gold = curves["reward/gold"]
     best = int(np.nanargmax(gold))
+    reached = np.maximum.accumulate(curves["kl/reference"])
     return {
         "curves": curves,
+        "gold_at_kl": [float(np.interp(kl_of(n), reached, gold, right=math.nan)) for n in _EQUAL_KL],
         "gold_first": gold[0], "gold_peak": gold[best], "gold_last": gold[-1],
         "kl_peak": curves["kl/reference"][best], "kl_last": curves["kl/reference"][-1],
         "proxy_gain": curves["reward/score"][-1] - curves["reward/score"][0],
@@ -60,13 +64,19 @@ def _of_run(lines: list[Figures], window: int) -> Figures:
     }  # fmt: skip
 
 
+def kl_of(n: int) -> float:
+    """Of the best of n from the policy, in nats: log n - (n - 1) / n (Nakano et al., arXiv 2112.09332)."""
+    return math.log(n) - (n - 1) / n
+
+
 def _over_seeds(own: list[Figures]) -> Figures:
-    names = [name for name in own[0] if name != "curves"]
+    names = [name for name in own[0] if name not in ("curves", "gold_at_kl")]
     values = {name: [one[name] for one in own] for name in names}
     return {
         "seeds": len(own),
         **{name: float(np.mean(values[name])) for name in names},
         "gold_last_error": float(np.std(values["gold_last"], ddof=1) / math.sqrt(len(own))) if len(own) > 1 else None,
+        "gold_at_kl": np.mean([one["gold_at_kl"] for one in own], axis=0).tolist(),
         "curves": {name: np.mean([one["curves"][name] for one in own], axis=0).tolist() for name in _SERIES},
     }
 
@@ -93,14 +103,23 @@ def _best_of_n(path: Path) -> list[Figures]:
                     mean = np.mean(curves, axis=0)
                     figures.append(
                         {"kind": kind, "noise": noise, "mode": mode, "prompts": len(curves), "n": list(sizes),
-                         "kl": [math.log(n) - (n - 1) / n for n in sizes], "gold": mean.tolist()}
+                         "kl": [kl_of(n) for n in sizes], "gold": mean.tolist()}
                     )  # fmt: skip
     return figures
 
 
+def _plain(value: Any) -> Any:
+    """What JSON has: null where a figure is none, such as the std of a single member."""
+    if isinstance(value, dict):
+        return {name: _plain(own) for name, own in value.items()}
+    if isinstance(value, list):
+        return [_plain(own) for own in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 def write_page(figures: Figures, folder: Path) -> None:
     """figures.json, curves.png and README.md."""
-    (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    (folder / "figures.json").write_text(json.dumps(_plain(figures), indent=1) + "\n", encoding="utf-8")
     _draw(figures, folder / "curves.png")
     columns = (
         "proxy", "noise", "mode", "KL cost", "seeds", "gold, first", "peak", "at KL", "last", "±", "KL, last",
@@ -125,8 +144,31 @@ def write_page(figures: Figures, folder: Path) -> None:
             "-" if math.isnan(own["std_rise"]) else f"{own['std_rise']:.0%}", f"{own['alarms']:.1f}",
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
+    lines += _equal_kl(figures)
     lines += ["", "![Gold and proxy over the root of the KL](curves.png)", ""]
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _equal_kl(figures: Figures) -> list[str]:
+    """Gold of the best of n, and of PPO without a KL cost when its KL first is that of the best of n."""
+    policies = {
+        (own["kind"], own["noise"], own["mode"]): own["gold_at_kl"]
+        for own in figures["settings"]
+        if own["coefficient"] == 0.0
+    }
+    heads = [cell for n in _EQUAL_KL for cell in (f"best of {n}", f"PPO at KL {kl_of(n):.1f}")]
+    lines = ["", "## At equal KL", "", "The gold; `-`: PPO never got so far.", ""]
+    lines += ["| proxy | noise | mode | policy | " + " | ".join(heads) + " |", "|" + "---|" * (4 + len(heads))]
+    for own in figures["best_of_n"]:
+        key = own["kind"], own["noise"], own["mode"]
+        if key not in policies:
+            continue
+        picked = [own["gold"][own["n"].index(n)] for n in _EQUAL_KL]
+        pairs = [cell for pair in zip(picked, policies[key], strict=True) for cell in pair]
+        cells = [own["kind"], f"{own['noise']} %", own["mode"], f"{own['gold'][0]:.3f}"]
+        cells += ["-" if math.isnan(gold) else f"{gold:.3f}" for gold in pairs]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
 
 
 def _draw(figures: Figures, path: Path) -> None:
