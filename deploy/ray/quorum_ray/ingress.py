@@ -2,7 +2,8 @@
 
     HTTP --> body --affinity_key--> session --consistent hash--> replica, or another one where it is full or has died
 
-No request is lost with a replica: scoring changes nothing, so that another one is asked. Reads no key and no score.
+No request is lost with a replica: scoring changes nothing, so that another one is asked, within what is left of the
+client's deadline. Reads no key and no score.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 
-from quorum_client.errors import NotReady, QuorumError, RequestTooLarge
+from quorum_client.errors import DeadlineExceeded, NotReady, QuorumError, RequestTooLarge
 from quorum_ray.affinity import affinity_key
 from quorum_ray.messages import Answer, Request
 from quorum_server.errors import error_response
@@ -44,8 +45,9 @@ class Ingress:
 
     async def __call__(self, http: HTTPRequest) -> Response:
         """Answer a client."""
+        arrived_s = time.monotonic()
         try:
-            answer = await self._pass_on(await self._read(http))
+            answer = await self._pass_on(await self._read(http), arrived_s)
         except QuorumError as error:
             return error_response(error, uuid.uuid4().hex)
         response = Response(answer.body, answer.status)
@@ -64,12 +66,13 @@ class Ingress:
         target = http.url.path + (f"?{http.url.query}" if http.url.query else "")
         return Request(http.method, target, tuple(http.headers.raw), bytes(body))
 
-    async def _pass_on(self, request: Request) -> Answer:
+    async def _pass_on(self, request: Request, arrived_s: float) -> Answer:
         replicas = self._scorer.options(session_id=affinity_key(request.body))
         ends, pause_s = time.monotonic() + _RETRY_S, 0.05
+        asked = request
         while True:
             try:
-                answer: Answer = await replicas.handle.remote(request)
+                answer: Answer = await replicas.handle.remote(asked)
                 return answer
             except (RayActorError, DeploymentUnavailableError, BackPressureError) as error:
                 if not request.may_be_repeated or time.monotonic() + pause_s > ends:
@@ -77,3 +80,18 @@ class Ingress:
                 logger.warning("a replica was lost: %s; its request is asked again", type(error).__name__)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            asked = _still_wanted(request, time.monotonic() - arrived_s)
+
+
+def _still_wanted(request: Request, waited_s: float) -> Request:
+    """What to ask the next replica.
+
+    Raises:
+        DeadlineExceeded: its client waits no longer.
+    """
+    if request.timeout_ms is None:
+        return request
+    left_ms = int(request.timeout_ms - 1000 * waited_s)
+    if left_ms <= 0:
+        raise DeadlineExceeded("the deadline of this request passed before a replica could score it")
+    return request.asked_later(left_ms)
