@@ -93,7 +93,7 @@ kubectl: .cache/bin/kubectl  ## kubectl, for the test that builds deploy/kuberne
 experiments-bon: install  ## whether an ensemble picks better answers (needs QUORUM_DATA)
 	$(BIN)/python experiments/best_of_n/run.py --out runs/best_of_n
 
-# About five hours of two cores; goes on where it stopped. Runs whose logs are committed are not run again.
+# About three hours of two cores a seed; goes on where it stopped. Runs whose logs are committed are not run again.
 experiments-ppo: install generator-env  ## PPO against proxies of a gold model (needs QUORUM_DATA)
 	$(BIN)/python experiments/ppo/run.py --out runs/ppo
 
