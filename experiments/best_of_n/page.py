@@ -49,7 +49,7 @@ def write_page(figures: dict[str, Any], folder: Path) -> None:
     ]
     parts += [
         "## Cost",
-        "Seconds are of three machines, of several speeds, some shared with other work: compare kinds within a factor of two.",
+        "Seconds are of three machines, some shared with other work: compare kinds within a factor of two.",
         _cost(entries),
     ]
     folder.mkdir(parents=True, exist_ok=True)
